@@ -1,0 +1,69 @@
+"""One exact, fair, explainable owner of memory for several MLX language models in one process.
+
+These are the public names. Importing them imports neither mlx nor mlx-lm.
+"""
+
+from wiredactors.actors.manager import WiredMemoryManager
+from wiredactors.actors.opening import open_manager
+from wiredactors.memory.configuration import WiredMemoryConfiguration
+from wiredactors.memory.errors import (
+    GenerationError,
+    ManagerAlreadyOpen,
+    ManagerBusy,
+    ManagerClosed,
+    ModelLoadError,
+    ModelNotLoaded,
+    NoManager,
+    PolicyConflict,
+    PolicyError,
+    PromptTooLong,
+    QueueFull,
+    TicketInUse,
+    TicketTooLarge,
+    TicketWithdrawn,
+    WiredMemoryError,
+)
+from wiredactors.memory.events import EventKind, Explanation, Snapshot, WiredMemoryEvent
+from wiredactors.memory.policies import (
+    WiredBudgetPolicy,
+    WiredFixedPolicy,
+    WiredMaxPolicy,
+    WiredMemoryPolicy,
+    WiredSumPolicy,
+)
+from wiredactors.memory.tickets import WiredMemoryTicket
+from wiredactors.memory.units import GIB, KIB, MIB
+
+__all__ = [
+    "GIB",
+    "KIB",
+    "MIB",
+    "EventKind",
+    "Explanation",
+    "GenerationError",
+    "ManagerAlreadyOpen",
+    "ManagerBusy",
+    "ManagerClosed",
+    "ModelLoadError",
+    "ModelNotLoaded",
+    "NoManager",
+    "PolicyConflict",
+    "PolicyError",
+    "PromptTooLong",
+    "QueueFull",
+    "Snapshot",
+    "TicketInUse",
+    "TicketTooLarge",
+    "TicketWithdrawn",
+    "WiredBudgetPolicy",
+    "WiredFixedPolicy",
+    "WiredMaxPolicy",
+    "WiredMemoryConfiguration",
+    "WiredMemoryError",
+    "WiredMemoryEvent",
+    "WiredMemoryManager",
+    "WiredMemoryPolicy",
+    "WiredMemoryTicket",
+    "WiredSumPolicy",
+    "open_manager",
+]

@@ -1,0 +1,116 @@
+"""Opening and closing the one manager of a process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import trio
+
+from wiredactors.actors.manager import WiredMemoryManager
+from wiredactors.actors.protocol import LimitBackend
+from wiredactors.engine.backend import DeviceLimitBackend, device_memory
+from wiredactors.engine.guard import LimitGuard
+from wiredactors.engine.machine import host_memory_bytes
+from wiredactors.memory.configuration import WiredMemoryConfiguration, ceiling_of
+from wiredactors.memory.errors import ManagerAlreadyOpen
+from wiredactors.memory.tickets import open_manager_slot
+
+
+@contextlib.asynccontextmanager
+async def open_manager(
+    configuration: WiredMemoryConfiguration | None = None, backend: LimitBackend | None = None
+) -> AsyncIterator[WiredMemoryManager]:
+    """Open the process's one owner of the wired limit, for tickets round your own MLX code.
+
+    While it is open, mlx-lm's own writers and any other write of the limit do not reach MLX and
+    show up as events of kind `foreign_limit_write`. Leaving it ends what still runs, refuses what
+    still waits (`ManagerClosed`), and restores the baseline.
+
+    MLX wants its limit changed at a quiet point, never during an async evaluation, and under
+    this function alone no quiet point can be made: start and end tickets between your
+    evaluations, or pass a backend that waits for one.
+
+    Args:
+        configuration: see `WiredMemoryConfiguration`.
+        backend: who sets the limit, called in the manager's own task, so it must not block;
+            None is the device's. Where there is no limit to set (CPU, CUDA) the manager admits
+            and decides all the same, and applies nothing.
+
+    Raises:
+        ManagerAlreadyOpen: one is open in this process: share it.
+        GuardError: the installed mlx-lm sets the limit in a way that is not known.
+    """
+    async with open_manager_with(configuration, lambda guard: backend) as manager:
+        yield manager
+
+
+@contextlib.asynccontextmanager
+async def open_manager_with(
+    configuration: WiredMemoryConfiguration | None,
+    backend_for: Callable[[LimitGuard], LimitBackend | None],
+    pool_bytes: int = 0,
+) -> AsyncIterator[WiredMemoryManager]:
+    """As `open_manager`, with a backend that is made once there is a guard to write through.
+
+    `pool_bytes` is what the allocator's pool of freed buffers may hold besides all tickets.
+    """
+    if open_manager_slot.manager is not None:
+        raise ManagerAlreadyOpen(
+            "a manager is open in this process, which has one wired limit: use that one"
+        )
+    configuration = configuration or WiredMemoryConfiguration()
+    trio_token = trio.lowlevel.current_trio_token()
+    manager: WiredMemoryManager | None = None
+
+    def report(limit: int) -> None:
+        def tell() -> None:
+            if manager is not None:
+                manager.report_foreign_write(limit)
+
+        trio_token.run_sync_soon(tell)
+
+    guard = LimitGuard(report, baseline=lambda: manager.snapshot().baseline if manager else 0)
+    chosen = backend_for(guard) or DeviceLimitBackend(device_memory(), guard.write)
+    manager = _make_manager(configuration, chosen, guard, pool_bytes)
+    failure: BaseException | None = None
+    with guard:
+        open_manager_slot.manager = manager
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(manager.run)
+                try:
+                    yield manager
+                except BaseException as error:
+                    # Raised again below: a body's exception leaves bare, not in the group that a
+                    # nursery would make of it.
+                    failure = error
+                finally:
+                    manager.close()
+        finally:
+            open_manager_slot.manager = None
+    if failure is not None:
+        raise failure
+
+
+def _make_manager(
+    configuration: WiredMemoryConfiguration,
+    backend: LimitBackend,
+    guard: LimitGuard,
+    pool_bytes: int,
+) -> WiredMemoryManager:
+    """Read the backend's facts once, and give the manager a ceiling that follows from them."""
+    supported = backend.supported
+    recommended = backend.recommended_working_set_bytes()
+    total = getattr(backend, "total_memory_bytes", host_memory_bytes)()
+
+    def ceiling(configuration: WiredMemoryConfiguration) -> int | None:
+        return ceiling_of(
+            configuration,
+            supported=supported,
+            recommended_bytes=recommended,
+            total_memory=total,
+            pool_bytes=pool_bytes,
+        )
+
+    return WiredMemoryManager(configuration, backend, ceiling, supported, owner=guard.owner)

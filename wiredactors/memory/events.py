@@ -1,0 +1,164 @@
+"""Events: numbered facts of the ledger, the models and the jobs, and the snapshot."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import attrs
+
+
+class EventKind(enum.StrEnum):
+    """What an event says. The first twelve are the Swift manager's, in snake case."""
+
+    BASELINE_CAPTURED = enum.auto()
+    ADMISSION_WAIT = enum.auto()
+    ADMISSION_GRANTED = enum.auto()
+    ADMISSION_CANCELLED = enum.auto()
+    TICKET_STARTED = enum.auto()
+    TICKET_START_IGNORED = enum.auto()
+    TICKET_ENDED = enum.auto()
+    TICKET_END_IGNORED = enum.auto()
+    LIMIT_COMPUTED = enum.auto()
+    LIMIT_APPLIED = enum.auto()
+    LIMIT_APPLY_FAILED = enum.auto()
+    BASELINE_RESTORED = enum.auto()
+
+    ADMISSION_REFUSED = enum.auto()
+    RESIZE_WAIT = enum.auto()
+    RESIZE_CANCELLED = enum.auto()
+    RESIZE_REFUSED = enum.auto()
+    TICKET_RESIZED = enum.auto()
+    FOREIGN_LIMIT_WRITE = enum.auto()
+    POLICY_FAILED = enum.auto()
+    CONFIGURATION_UPDATED = enum.auto()
+
+    MODEL_LOADING = enum.auto()
+    MODEL_PROGRESS = enum.auto()
+    MODEL_READY = enum.auto()
+    MODEL_FAILED = enum.auto()
+    MODEL_UNLOADED = enum.auto()
+    JOB_QUEUED = enum.auto()
+    JOB_ADMITTED = enum.auto()
+    JOB_FIRST_TOKEN = enum.auto()
+    JOB_FINISHED = enum.auto()
+    JOB_CANCELLED = enum.auto()
+    JOB_FAILED = enum.auto()
+    TICKET_UNDERSIZED = enum.auto()
+
+    #: Of one subscriber's stream only, not numbered by themselves.
+    SNAPSHOT = enum.auto()
+    MISSED = enum.auto()
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+@attrs.frozen(kw_only=True)
+class WiredMemoryEvent:
+    """One fact, in the order in which the ledger decided. Sizes are bytes, times seconds.
+
+    Attributes:
+        kind: what it says.
+        sequence: its number; gapless. A snapshot repeats the last one that it includes.
+        timestamp: seconds on trio's clock.
+        ticket_id, size, ticket_kind, priority, policy: of the ticket it is about, where it is.
+        baseline, desired_limit, applied_limit: bytes, where it is about the limit.
+        active_count: live tickets, reservations included, after it.
+        waiter_count: waiting tickets after it.
+        error: what went wrong, in words.
+        missed: how many events this subscriber lost, in a `missed` record.
+        model, job: the names of the model and the job that it is about.
+        details: more numbers, by name (of a job: its tokens, times and bytes).
+        snapshot: the state, in a `snapshot` record.
+    """
+
+    kind: EventKind
+    sequence: int
+    timestamp: float
+    ticket_id: str | None = None
+    size: int | None = None
+    ticket_kind: str | None = None
+    priority: int | None = None
+    policy: str | None = None
+    baseline: int | None = None
+    desired_limit: int | None = None
+    applied_limit: int | None = None
+    active_count: int = 0
+    waiter_count: int = 0
+    error: str | None = None
+    missed: int | None = None
+    model: str | None = None
+    job: str | None = None
+    details: Mapping[str, Any] = _NOTHING
+    snapshot: Snapshot | None = attrs.field(default=None, repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class TicketSnapshot:
+    """One ticket in a snapshot: running, or waiting (then `since` is when it asked)."""
+
+    ticket_id: str
+    size: int
+    kind: str
+    priority: int
+    policy: str
+    pinned: bool
+    since: float
+    wants_size: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """The whole state of the ledger at one moment. Sizes are bytes.
+
+    Attributes:
+        sequence: the number of the last event that it includes.
+        baseline: the limit to come back to.
+        current_limit: the limit in force; None before the first one.
+        desired_limit: what the policies ask for now.
+        ceiling: what all tickets together may hold; None for no bound.
+        tickets: those that hold bytes, in the order of their admission.
+        waiters: those that wait, in the order of the queue.
+    """
+
+    sequence: int
+    baseline: int
+    current_limit: int | None
+    desired_limit: int
+    ceiling: int | None
+    tickets: tuple[TicketSnapshot, ...]
+    waiters: tuple[TicketSnapshot, ...]
+
+
+@attrs.frozen(kw_only=True)
+class Explanation:
+    """Why a ticket waits. Sizes are bytes, times seconds.
+
+    Attributes:
+        state: "running", "waiting", "growing" or "unknown".
+        since: when it was admitted, or began to wait.
+        waited: how long it has waited.
+        size: what it asks for.
+        blocked_by: "group" (its policy), "ceiling", "order" (room is kept for one before it), or
+            None where it does not wait.
+        behind: the tickets before it in the queue.
+        available: bytes that its policy and the ceiling would admit now.
+        missing: bytes that must go away before it fits.
+        passed: how often a later one went first.
+        reason: the same in a sentence.
+    """
+
+    ticket_id: str
+    state: str
+    reason: str
+    since: float | None = None
+    waited: float = 0.0
+    size: int | None = None
+    blocked_by: str | None = None
+    behind: tuple[str, ...] = ()
+    available: int | None = None
+    missing: int = 0
+    passed: int = 0

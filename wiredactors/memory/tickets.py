@@ -1,0 +1,158 @@
+"""Tickets: one unit of memory demand each. A ticket only calls its manager."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Iterable
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+from wiredactors.memory.errors import NoManager
+from wiredactors.memory.units import checked_size
+
+if TYPE_CHECKING:
+    from wiredactors.memory.policies import WiredMemoryPolicy
+
+TicketKind = Literal["active", "reservation"]
+
+_numbers = itertools.count(1)
+
+
+class TicketManager(Protocol):
+    """What a ticket asks of its manager; see `WiredMemoryManager`."""
+
+    async def start_ticket(self, ticket: WiredMemoryTicket, *, exclusive: bool = False) -> int: ...
+    async def end_ticket(self, ticket: WiredMemoryTicket) -> int: ...
+    def end_ticket_nowait(self, ticket: WiredMemoryTicket) -> None: ...
+    async def resize_ticket(self, ticket: WiredMemoryTicket, size: int) -> int: ...
+
+
+class OpenManager:
+    """The slot for the manager that is open in this process; the actors fill and empty it."""
+
+    def __init__(self) -> None:
+        self.manager: TicketManager | None = None
+
+
+#: There is one wired limit in a process, hence one slot.
+open_manager_slot = OpenManager()
+
+
+class WiredMemoryTicket:
+    """A demand of `size` bytes under a policy. Make one with `policy.ticket(size)`.
+
+    It holds nothing until `start()` has returned, and holds its bytes until `end()`. After its
+    end it may start again.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        policy: WiredMemoryPolicy,
+        kind: str = "active",
+        manager: TicketManager | None = None,
+        priority: int = 0,
+        pinned: bool = False,
+        reclaimable: bool = False,
+        requires: Iterable[WiredMemoryTicket] = (),
+        id: str | None = None,
+    ):
+        """See `WiredMemoryPolicy.ticket`. `id` names it in events; left out, it is numbered."""
+        if kind not in get_args(TicketKind):
+            raise ValueError(f"a ticket's kind is 'active' or 'reservation', not {kind!r}")
+        self.size = checked_size(size, "a ticket's size")
+        self.policy = policy
+        self.kind = kind
+        self.priority = priority
+        self.pinned = pinned
+        self.reclaimable = reclaimable
+        self.id: str = id if id is not None else f"ticket-{next(_numbers)}"
+        self.requires: tuple[str, ...] = tuple(ticket.id for ticket in requires)
+        self._manager = manager
+
+    def __repr__(self) -> str:
+        return f"<WiredMemoryTicket {self.id} {self.kind} {self.size} bytes>"
+
+    @property
+    def manager(self) -> TicketManager:
+        """The manager that admits this ticket.
+
+        Raises:
+            NoManager: it names none and none is open.
+        """
+        manager = self._manager or open_manager_slot.manager
+        if manager is None:
+            raise NoManager(
+                f"ticket {self.id} names no manager and none is open: "
+                "use it inside `async with open_manager()`"
+            )
+        return manager
+
+    async def start(self) -> int:
+        """Wait until admitted, and until the limit is in force; returns that limit in bytes.
+
+        It returns admitted or raises; a cancelled start leaves nothing behind. Starting a
+        ticket that runs is ignored and returns the limit.
+
+        Raises:
+            TicketTooLarge: it can never fit.
+            QueueFull: as many wait as may.
+            TicketInUse: the same ticket waits already.
+            TicketWithdrawn: it was ended meanwhile.
+            PolicyConflict, PolicyError: its policy is at fault.
+            NoManager, ManagerClosed: there is nobody to admit it.
+        """
+        manager = self.manager
+        self._manager_in_use = manager
+        return await manager.start_ticket(self)
+
+    async def end(self) -> int:
+        """Give the bytes back; returns the limit in bytes then.
+
+        It takes effect also in a cancelled scope. The end of a waiting ticket withdraws it; of
+        one that does not run is ignored. The work must have stopped by now.
+        """
+        return await self._manager_of_end.end_ticket(self)
+
+    def end_nowait(self) -> None:
+        """As `end`, at once and without waiting for the limit: for a `finally`."""
+        self._manager_of_end.end_ticket_nowait(self)
+
+    @contextlib.asynccontextmanager
+    async def wired_limit(self) -> AsyncIterator[int]:
+        """Hold the ticket round a body, which gets the limit in bytes.
+
+        Raises:
+            TicketInUse: the ticket waits or runs already: make one for each piece of work.
+            And all that `start` raises; the body then never runs.
+        """
+        manager = self.manager
+        self._manager_in_use = manager
+        limit = await manager.start_ticket(self, exclusive=True)
+        try:
+            yield limit
+        finally:
+            manager.end_ticket_nowait(self)
+
+    async def resize(self, size: int) -> int:
+        """Change the size in bytes; returns the limit then. Growing may wait.
+
+        A ticket that has not started just takes the new size (and the answer is 0).
+
+        Raises:
+            TicketTooLarge: it can never grow so far, or only if others that wait to grow went
+                away; the ticket keeps its size.
+            TypeError, ValueError: `size` is no size.
+        """
+        size = checked_size(size, "a ticket's size")
+        if self._manager_in_use is None:
+            self.size = size
+            return 0
+        return await self._manager_in_use.resize_ticket(self, size)
+
+    # Who admitted the ticket must also end it, though another manager may be open by then.
+    _manager_in_use: TicketManager | None = None
+
+    @property
+    def _manager_of_end(self) -> TicketManager:
+        return self._manager_in_use or self.manager
