@@ -3,8 +3,11 @@
 These are the public names. Importing them imports neither mlx nor mlx-lm.
 """
 
+from wiredactors.actors.job import Chunk, GenerationResult, Job
 from wiredactors.actors.manager import WiredMemoryManager
+from wiredactors.actors.model import Model
 from wiredactors.actors.opening import open_manager
+from wiredactors.actors.runtime import Runtime, open_runtime
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.errors import (
     GenerationError,
@@ -38,12 +41,16 @@ __all__ = [
     "GIB",
     "KIB",
     "MIB",
+    "Chunk",
     "EventKind",
     "Explanation",
     "GenerationError",
+    "GenerationResult",
+    "Job",
     "ManagerAlreadyOpen",
     "ManagerBusy",
     "ManagerClosed",
+    "Model",
     "ModelLoadError",
     "ModelNotLoaded",
     "NoManager",
@@ -51,6 +58,7 @@ __all__ = [
     "PolicyError",
     "PromptTooLong",
     "QueueFull",
+    "Runtime",
     "Snapshot",
     "TicketInUse",
     "TicketTooLarge",
@@ -66,4 +74,5 @@ __all__ = [
     "WiredMemoryTicket",
     "WiredSumPolicy",
     "open_manager",
+    "open_runtime",
 ]

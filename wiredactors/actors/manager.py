@@ -110,6 +110,11 @@ class WiredMemoryManager:
         """The state of the ledger now, frozen."""
         return self._ledger.snapshot()
 
+    @property
+    def granted_bytes(self) -> int:
+        """Bytes of all tickets that hold any; readable from any thread."""
+        return self._ledger.granted_bytes
+
     def explain(self, ticket_id: str) -> Explanation:
         """Why a ticket waits, since when, behind whom, and what would let it in."""
         return self._ledger.explain(ticket_id, trio.current_time())

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
+
+from wiredactors.scheduling.buckets import CacheCost
+from wiredactors.scheduling.requests import (
+    LoadOptions,
+    LoadPlan,
+    Prompt,
+    RowOutput,
+    RowRequest,
+    StepReport,
+)
 
 
 class LimitBackend(Protocol):
@@ -28,3 +39,76 @@ class DeferredLimitBackend(LimitBackend, Protocol):
         self, limit: int, done: Callable[[int | None, BaseException | None], object]
     ) -> None:
         """Set the limit soon; then call `done(previous, error)` on the trio thread."""
+
+
+class Guard(Protocol):
+    """What keeps all others off the wired limit; an engine writes through it."""
+
+    def write(self, limit: int) -> int | None:
+        """The owner's own write, in bytes; returns the previous limit."""
+
+    def owned(self) -> AbstractContextManager[None]:
+        """Inside it mlx-lm's writers on this thread are the runtime's own."""
+
+
+class EngineModel(Protocol):
+    """A loaded model, as the trio side sees it."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of its weights in memory."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and answer together that it can hold."""
+
+    @property
+    def cache_cost(self) -> CacheCost:
+        """What a row's cache takes."""
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt: text as the tokenizer's defaults have it, messages through the
+        chat template."""
+
+    def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
+        """Put a row into the batch; `deliver` gets its outputs on the trio thread, in order.
+
+        Its cache has been let go when the last one comes.
+        """
+
+    async def remove(self, row_id: str) -> None:
+        """Take a row out; returns when its cache has been let go. Not cancellable."""
+
+    async def unload(self) -> None:
+        """Let the weights go. Not cancellable."""
+
+
+class Engine(Protocol):
+    """Loads models and steps their rows, on a device that it has to itself."""
+
+    @property
+    def pool_bytes(self) -> int:
+        """What its allocator's pool of freed buffers may hold besides all tickets."""
+
+    def limit_backend(self, guard: Guard) -> LimitBackend | None:
+        """Who sets the wired limit at this engine's quiet points; after `open`."""
+
+    async def open(
+        self, granted: Callable[[], int], on_step: Callable[[StepReport], object] | None
+    ) -> None:
+        """Get ready. `granted()` is what the ledger has granted in bytes, readable from any
+        thread; `on_step` hears of each step on the trio thread."""
+
+    async def close(self) -> None:
+        """Give everything back. Not cancellable."""
+
+    async def plan(self, source: str, options: LoadOptions) -> LoadPlan:
+        """What a load will take, before anything is loaded. Raises ModelLoadError."""
+
+    async def load(
+        self, name: str, plan: LoadPlan, progress: Callable[[int, int], object]
+    ) -> EngineModel:
+        """Load as planned; `progress(done, total)` in bytes comes on the trio thread.
+
+        When it raises, or is cancelled, nothing of the model is left. Raises ModelLoadError.
+        """

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import attrs
 
+from wiredactors.engine.device import DeviceThread
 from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.machine import host_memory_bytes
 
@@ -87,3 +88,38 @@ class DeviceLimitBackend:
             ValueError: MLX's own, above the recommended working set.
         """
         return self._write(limit)
+
+
+class QuietLimitBackend(DeviceLimitBackend):
+    """Sets the limit at a quiet point of the device thread.
+
+    mlx-lm says that the limit must not change during an async evaluation, and its generators run
+    one step ahead; so the thread that owns the streams waits for them first.
+    """
+
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        write: Callable[[int], int | None],
+        device: DeviceThread,
+        synchronize: Callable[[], None],
+    ):
+        super().__init__(memory, write)
+        self._device = device
+        self._synchronize = synchronize
+
+    def write_wired_limit(
+        self, limit: int, done: Callable[[int | None, BaseException | None], object]
+    ) -> None:
+        """Set the limit in bytes soon; then `done(previous, error)` on the trio thread."""
+
+        def write() -> None:
+            try:
+                self._synchronize()
+                previous = self.set_wired_limit(limit)
+            except Exception as error:
+                self._device.deliver(done, None, error)
+            else:
+                self._device.deliver(done, previous, None)
+
+        self._device.post(write)

@@ -1,0 +1,221 @@
+"""The job actor: one generation, from its ticket's start to its end.
+
+The order is the promise: the ticket starts before the engine sees the prompt, and ends only after
+the engine has let the row's memory go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import trio
+
+from wiredactors.actors.protocol import EngineModel
+from wiredactors.memory.events import EventKind
+from wiredactors.memory.tickets import WiredMemoryTicket
+from wiredactors.scheduling.requests import RowOutput, RowRequest
+
+
+@attrs.frozen
+class Chunk:
+    """A piece of the answer: its text, and its token (None for text flushed after the last)."""
+
+    text: str
+    token: int | None
+
+
+@attrs.frozen(kw_only=True)
+class GenerationResult:
+    """What became of a job. Times are seconds, sizes bytes.
+
+    Attributes:
+        text: the whole answer; the chunks joined.
+        tokens: its tokens, without the end-of-sequence token.
+        prompt_tokens, generation_tokens: how many there were.
+        prompt_tps: prompt tokens per second, from admission to the first token.
+        generation_tps: tokens per second after the first.
+        finish_reason: "stop", "length", "cancelled" or "error".
+        waited: from the call until the ticket was admitted (or until the end, if it never was).
+        time_to_first_token: from the call; None if there was none.
+        ticket_size: what the ticket held.
+        kv_bytes: the row's share of the allocated cache at its end; 0 if it was cancelled.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    prompt_tokens: int
+    generation_tokens: int
+    prompt_tps: float
+    generation_tps: float
+    finish_reason: str
+    waited: float
+    time_to_first_token: float | None
+    ticket_size: int
+    kv_bytes: int
+
+
+class Job:
+    """A generation under way: iterate over its chunks, `cancel()` it, read its `result`.
+
+    Made by `Model.generate`; `result` is set when its `async with` is left.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        engine_model: EngineModel,
+        request: RowRequest,
+        ticket: WiredMemoryTicket,
+        estimate: int,
+        note: Callable[..., None],
+    ):
+        """`estimate`: the job's own idea of its size, where the ticket is a caller's."""
+        self.id = request.row_id
+        self.ticket = ticket
+        self.result: GenerationResult | None = None
+        self._model_name = model_name
+        self._engine_model = engine_model
+        self._request = request
+        self._estimate = estimate
+        self._note_event = note
+        self._scope = trio.CancelScope()
+        # Bounded by max_tokens and a flush, so that a slow reader holds up nobody.
+        self._send, self._receive = trio.open_memory_channel[Chunk](math.inf)
+        self._row_ended = trio.Event()
+        self._error: Exception | None = None
+        self._error_told = False
+        self._texts: list[str] = []
+        self._tokens: list[int] = []
+        self._finish_reason = ""
+        self._kv_bytes = 0
+        self._began = trio.current_time()
+        self._admitted: float | None = None
+        self._first_token: float | None = None
+        self._last_token: float | None = None
+
+    # -- for people
+
+    def __aiter__(self) -> Job:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        try:
+            return await self._receive.receive()
+        except trio.EndOfChannel:
+            self.raise_error()
+            raise StopAsyncIteration from None
+
+    def cancel(self) -> None:
+        """Stop at the next step; the memory comes back before the `async with` is left."""
+        self._scope.cancel()
+
+    # -- for the model
+
+    def raise_error(self) -> None:
+        """Raise what made the job fail, once."""
+        if self._error is not None and not self._error_told:
+            self._error_told = True
+            raise self._error
+
+    async def run(self) -> None:
+        """Be the job. Its errors are kept for whoever reads it; a cancellation goes on."""
+        submitted = False
+        self._note(EventKind.JOB_QUEUED, prompt_tokens=len(self._request.prompt))
+        missing = self._estimate - self.ticket.size
+        if missing > 0:
+            self._note(EventKind.TICKET_UNDERSIZED, missing_bytes=missing)
+        try:
+            with self._send, self._scope:
+                await self._start_ticket()
+                submitted = True
+                self._engine_model.submit(self._request, self._take)
+                await self._row_ended.wait()
+        except Exception as error:
+            self._error = error
+        finally:
+            with trio.CancelScope(shield=True):
+                if submitted and not self._row_ended.is_set():
+                    await self._engine_model.remove(self.id)
+                if self._admitted is not None:
+                    await self.ticket.end()
+            self._conclude()
+
+    async def _start_ticket(self) -> None:
+        await self.ticket.manager.start_ticket(self.ticket, exclusive=True)
+        self._admitted = trio.current_time()
+        self._note(EventKind.JOB_ADMITTED, waited=self._admitted - self._began)
+
+    def _take(self, output: RowOutput) -> None:
+        """One output of the engine; on the trio thread, never blocking."""
+        now = trio.current_time()
+        if output.token is not None:
+            self._tokens.append(output.token)
+            self._last_token = now
+            if self._first_token is None:
+                self._first_token = now
+                self._note(EventKind.JOB_FIRST_TOKEN, seconds=now - self._began)
+        if output.text or output.token is not None:
+            self._texts.append(output.text)
+            try:
+                self._send.send_nowait(Chunk(output.text, output.token))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # the reader has left; the row goes until it is removed
+        if output.last:
+            self._error = output.error
+            self._finish_reason = output.finish_reason or ""
+            self._kv_bytes = output.kv_bytes
+            self._row_ended.set()
+
+    def _conclude(self) -> None:
+        reason = "error" if self._error is not None else self._finish_reason or "cancelled"
+        now = trio.current_time()
+        admitted = now if self._admitted is None else self._admitted
+        first = self._first_token
+        later = len(self._tokens) - 1
+        self.result = GenerationResult(
+            text="".join(self._texts),
+            tokens=tuple(self._tokens),
+            prompt_tokens=len(self._request.prompt),
+            generation_tokens=len(self._tokens),
+            prompt_tps=_rate(len(self._request.prompt), admitted, first),
+            generation_tps=_rate(later, first, self._last_token),
+            finish_reason=reason,
+            waited=admitted - self._began,
+            time_to_first_token=None if first is None else first - self._began,
+            ticket_size=self.ticket.size,
+            kv_bytes=self._kv_bytes,
+        )
+        kind = {"error": EventKind.JOB_FAILED, "cancelled": EventKind.JOB_CANCELLED}.get(
+            reason, EventKind.JOB_FINISHED
+        )
+        self._note(
+            kind,
+            error=None if self._error is None else str(self._error),
+            finish_reason=reason,
+            generation_tokens=len(self._tokens),
+            generation_tps=self.result.generation_tps,
+            waited=self.result.waited,
+            time_to_first_token=self.result.time_to_first_token,
+            kv_bytes=self._kv_bytes,
+        )
+
+    def _note(self, kind: EventKind, error: str | None = None, **details: Any) -> None:
+        self._note_event(
+            kind,
+            model=self._model_name,
+            job=self.id,
+            ticket_id=self.ticket.id,
+            size=self.ticket.size,
+            error=error,
+            details=details,
+        )
+
+
+def _rate(count: int, begin: float | None, end: float | None) -> float:
+    """`count` per second; 0 where there was no time to measure."""
+    if begin is None or end is None or end <= begin or count <= 0:
+        return 0.0
+    return count / (end - begin)

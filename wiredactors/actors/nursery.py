@@ -1,0 +1,38 @@
+"""A nursery for a context manager's own task, out of which the body's exception leaves bare."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+import trio
+
+
+@contextlib.asynccontextmanager
+async def open_bare_nursery() -> AsyncIterator[trio.Nursery]:
+    """As `trio.open_nursery`, but an exception of the body is not put into a group.
+
+    Whoever writes `async with open_runtime(...)` does not see that there is a nursery inside, and
+    `except ValueError` round it should work. What the tasks raise still comes as a group, together
+    with the body's own exception if there is one.
+    """
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                yield nursery
+            except BaseException as error:
+                failure = error
+    except BaseException as others:
+        if failure is None:
+            raise
+        if not _all_cancelled(others):
+            raise BaseExceptionGroup("the body and its tasks failed", [failure, others]) from None
+    if failure is not None:
+        raise failure
+
+
+def _all_cancelled(error: BaseException) -> bool:
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(trio.Cancelled)[1] is None
+    return isinstance(error, trio.Cancelled)

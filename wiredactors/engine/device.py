@@ -1,0 +1,124 @@
+"""The device thread: the one OS thread of the process that calls MLX.
+
+Streams and lazy arrays belong to the thread that made them, two threads that generate at once
+crash the process on CUDA, and MLX's memory calls hold the GIL while they wait for other threads'
+streams. So everything goes through here: calls come in by a queue, and between them the thread
+does the steps of whoever has work. Answers go back by `TrioToken.run_sync_soon`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from wiredactors.engine.imports import import_mlx
+
+T = TypeVar("T")
+
+
+class _Call(Generic[T]):
+    """A function to run on the device thread, and what became of it."""
+
+    def __init__(self, function: Callable[[], T]):
+        self._function = function
+        self._value: T | None = None
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as error:
+            # It is raised again on the trio thread. Its frames may hold arrays, which must not be
+            # collected there.
+            self._error = error.with_traceback(None)
+
+    def result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]  # run() has set it
+
+
+class DeviceThread:
+    """Runs functions, and the steps of `work` between them, on one thread of its own.
+
+    `work` does one step and says whether there was one to do.
+    """
+
+    def __init__(self, work: Callable[[], bool]):
+        self._work = work
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="wiredactors-device", daemon=True)
+        self._trio_token: trio.lowlevel.TrioToken | None = None
+        self._ended = trio.Event()
+
+    def start(self) -> None:
+        """Start the thread; call it on the trio thread."""
+        self._trio_token = trio.lowlevel.current_trio_token()
+        self._thread.start()
+
+    def post(self, function: Callable[[], None]) -> None:
+        """Run `function` soon, in the order of the calls. It must not raise."""
+        self._calls.put(function)
+
+    async def run(self, function: Callable[[], T], *, abort: Callable[[], None] | None = None) -> T:
+        """Run `function` on the device thread; returns what it returns, raises what it raises.
+
+        It is not abandoned when the caller is cancelled, since its work holds memory: `abort` is
+        told, and the cancellation goes on when the function has ended.
+        """
+        call = _Call(function)
+        done = trio.Event()
+
+        def run() -> None:
+            call.run()
+            self.deliver(done.set)
+
+        self._calls.put(run)
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            if abort is not None:
+                abort()
+            with trio.CancelScope(shield=True):
+                await done.wait()
+            raise
+        return call.result()
+
+    def deliver(self, function: Callable[..., object], *arguments: Any) -> None:
+        """From the device thread: call `function` on the trio thread, in order."""
+        assert self._trio_token is not None
+        try:
+            self._trio_token.run_sync_soon(function, *arguments)
+        except trio.RunFinishedError:
+            pass  # nobody is left to hear it
+
+    async def stop(self) -> None:
+        """End the thread when it has done what was asked so far. Not cancellable."""
+        self._calls.put(None)
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
+        self._thread.join()
+
+    def _run(self) -> None:
+        mx = import_mlx()
+        busy = False
+        try:
+            while True:
+                try:
+                    call = self._calls.get(block=not busy)
+                except queue.Empty:
+                    busy = self._work()
+                    continue
+                if call is None:
+                    return
+                call()
+                busy = True
+        finally:
+            # Without it the process may abort at exit ("terminate called without an active
+            # exception"), so it must be the last that the thread does with MLX.
+            mx.clear_streams()
+            self.deliver(self._ended.set)

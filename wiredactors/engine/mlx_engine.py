@@ -1,0 +1,267 @@
+"""The real engine: MLX models on the device thread, behind the actors' protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import trio
+
+from wiredactors.engine.backend import DeviceMemory, QuietLimitBackend, device_memory
+from wiredactors.engine.batch import Batch
+from wiredactors.engine.device import DeviceThread
+from wiredactors.engine.imports import import_mlx, import_mlx_lm
+from wiredactors.engine.loading import LoadAborted, LoadedModel, load, plan_load, resolve
+from wiredactors.engine.prompts import encode_prompt
+from wiredactors.engine.sizing import measure_cache
+from wiredactors.memory.errors import GenerationError, ModelLoadError
+from wiredactors.memory.units import MIB
+from wiredactors.scheduling.buckets import CacheCost, bucket_tokens
+from wiredactors.scheduling.requests import (
+    LoadOptions,
+    LoadPlan,
+    Prompt,
+    RowOutput,
+    RowRequest,
+    StepReport,
+)
+from wiredactors.scheduling.turns import Turns
+
+#: What MLX may keep of freed buffers, unless the engine is told otherwise.
+DEFAULT_POOL_BYTES = 128 * MIB
+
+
+class MlxEngine:
+    """Serves several MLX models from one thread. See the protocol for what each method does.
+
+    `pool_bytes` bounds MLX's pool of freed buffers, which no ticket holds.
+    """
+
+    def __init__(self, pool_bytes: int = DEFAULT_POOL_BYTES):
+        self.pool_bytes = pool_bytes
+        self.device = DeviceThread(self._step)
+        self._models: dict[str, LoadedModel] = {}
+        self._batches: dict[tuple[str, int], Batch] = {}
+        self._turns: Turns[tuple[str, int]] = Turns()
+        self._delivers: dict[str, Callable[[RowOutput], object]] = {}  # on the trio thread
+        self._owned: Callable[[], Any] = contextlib.nullcontext
+        self._granted: Callable[[], int] = lambda: 0
+        self._on_step: Callable[[StepReport], object] | None = None
+        self._on_cpu = True
+        self._memory = DeviceMemory(None, 0)
+        self._pool_before = 0
+
+    # -- life
+
+    async def open(
+        self, granted: Callable[[], int], on_step: Callable[[StepReport], object] | None
+    ) -> None:
+        self._granted, self._on_step = granted, on_step
+        self.device.start()
+        try:
+            await self.device.run(self._open)
+        except BaseException:
+            await self.device.stop()
+            raise
+
+    def _open(self) -> None:
+        self._mx = import_mlx()
+        self._generation_stream = import_mlx_lm("generate").generation_stream
+        self._on_cpu = self._mx.default_device() == self._mx.cpu
+        self._memory = device_memory()
+        self._pool_before = self._mx.set_cache_limit(self.pool_bytes)
+
+    async def close(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self.device.run(self._close)
+            await self.device.stop()
+
+    def _close(self) -> None:
+        for name in list(self._models):
+            self._unload(name)
+        self._mx.set_cache_limit(self._pool_before)
+
+    def limit_backend(self, guard: Any) -> QuietLimitBackend:
+        self._owned = guard.owned
+        return QuietLimitBackend(self._memory, guard.write, self.device, self._synchronize)
+
+    def _synchronize(self) -> None:
+        self._mx.synchronize(self._generation_stream)
+        self._mx.synchronize()
+
+    # -- models
+
+    async def plan(self, source: str, options: LoadOptions) -> LoadPlan:
+        path = await trio.to_thread.run_sync(resolve, source)
+        return await self.device.run(
+            functools.partial(plan_load, path, options, on_cpu=self._on_cpu)
+        )
+
+    async def load(
+        self, name: str, plan: LoadPlan, progress: Callable[[int, int], object]
+    ) -> MlxModel:
+        aborted = False
+
+        def abort() -> None:
+            nonlocal aborted
+            aborted = True
+
+        def advance(done: int, total: int) -> None:
+            if aborted:
+                raise LoadAborted
+            self.device.deliver(progress, done, total)
+
+        try:
+            return await self.device.run(
+                functools.partial(self._load, name, plan, advance), abort=abort
+            )
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await self.device.run(functools.partial(self._unload, name))
+            raise
+
+    def _load(self, name: str, plan: LoadPlan, advance: Callable[[int, int], None]) -> MlxModel:
+        if name in self._models:
+            raise ModelLoadError(f"a model named {name!r} is loaded already: give another name")
+        with self._reported(name, "load"):
+            try:
+                loaded = load(plan, advance)
+                assert plan.options.prefill_step_size is not None
+                cost = measure_cache(loaded.model, plan.options.prefill_step_size)
+                weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
+            finally:
+                gc.collect()  # whatever a failed load has left, on the thread that made it
+                self._mx.clear_cache()
+        self._models[name] = loaded
+        return MlxModel(self, name, loaded, cost, weights)
+
+    def _unload(self, name: str) -> None:
+        for key in [key for key in self._batches if key[0] == name]:
+            self._batches.pop(key).close()
+        self._models.pop(name, None)
+        gc.collect()
+        self._mx.clear_cache()
+
+    # -- rows
+
+    def submit(
+        self, name: str, request: RowRequest, deliver: Callable[[RowOutput], object]
+    ) -> None:
+        self._delivers[request.row_id] = deliver
+        self.device.post(functools.partial(self._insert, name, request))
+
+    def _insert(self, name: str, request: RowRequest) -> None:
+        key = (name, bucket_tokens(request.total_tokens))
+        try:
+            if key not in self._batches:
+                with self._owned():
+                    self._batches[key] = Batch(self._models[name])
+            self._batches[key].insert(request)
+        except Exception as error:
+            failure = GenerationError(f"row {request.row_id} could not join: {error!r}")
+            output = RowOutput(row_id=request.row_id, error=failure)
+            self.device.deliver(self._hand_over, [output], None)
+
+    async def remove(self, name: str, row_id: str) -> None:
+        with trio.CancelScope(shield=True):
+            await self.device.run(functools.partial(self._remove, name, row_id))
+        self._delivers.pop(row_id, None)
+
+    def _remove(self, name: str, row_id: str) -> None:
+        for key, batch in list(self._batches.items()):
+            if key[0] == name and row_id in batch:
+                batch.remove(row_id)
+                self._drop_if_empty(key)
+
+    # -- steps
+
+    def _step(self) -> bool:
+        """One step of the batch whose turn it is; whether there was one."""
+        key = self._turns.next(self._batches)
+        if key is None:
+            return False
+        batch = self._batches[key]
+        with self._reported(key[0], "step") as report:
+            try:
+                outputs = batch.step()
+            except Exception as error:  # it has corrupted the batch, so all its rows fail
+                failure = GenerationError(f"a step of model {key[0]!r} failed: {error!r}")
+                outputs = [RowOutput(row_id=row, error=failure) for row in batch.close()]
+            report.outputs = outputs
+            self._drop_if_empty(key)
+        return True
+
+    def _drop_if_empty(self, key: tuple[str, int]) -> None:
+        if not len(self._batches[key]):
+            self._batches.pop(key).close()
+
+    @contextlib.contextmanager
+    def _reported(self, model: str, what: str) -> Any:
+        """Measure a piece of work and hand its outputs over, once, with the report of it."""
+        mx = self._mx
+        work = _Work()
+        granted = self._granted()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        began = time.perf_counter()
+        try:
+            yield work
+        finally:
+            report = StepReport(
+                model=model,
+                what=what,
+                rows=len({output.row_id for output in work.outputs}),
+                seconds=time.perf_counter() - began,
+                active_bytes=mx.get_active_memory(),
+                # A reset sets the peak to 0, and only allocations raise it again.
+                peak_bytes=max(before, mx.get_peak_memory()),
+                granted_bytes=granted,
+            )
+            self.device.deliver(self._hand_over, work.outputs, report)
+
+    def _hand_over(self, outputs: list[RowOutput], report: StepReport | None) -> None:
+        """On the trio thread: everyone gets what is theirs."""
+        if report is not None and self._on_step is not None:
+            self._on_step(report)
+        for output in outputs:
+            deliver = self._delivers.get(output.row_id)
+            if output.last:
+                self._delivers.pop(output.row_id, None)
+            if deliver is not None:
+                deliver(output)
+
+
+class _Work:
+    def __init__(self) -> None:
+        self.outputs: list[RowOutput] = []
+
+
+class MlxModel:
+    """A loaded model, as the trio side sees it: numbers, a tokenizer, and the way to the engine."""
+
+    def __init__(
+        self, engine: MlxEngine, name: str, loaded: LoadedModel, cost: CacheCost, weight_bytes: int
+    ):
+        self._engine = engine
+        self._name = name
+        self._tokenizer = loaded.tokenizer
+        self.context_length = loaded.context_length
+        self.cache_cost = cost
+        self.weight_bytes = weight_bytes
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return encode_prompt(self._tokenizer, prompt)
+
+    def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
+        self._engine.submit(self._name, request, deliver)
+
+    async def remove(self, row_id: str) -> None:
+        await self._engine.remove(self._name, row_id)
+
+    async def unload(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._engine.device.run(functools.partial(self._engine._unload, self._name))
