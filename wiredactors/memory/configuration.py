@@ -27,9 +27,19 @@ def _ratio(instance: object, attribute: attrs.Attribute[Any], value: float) -> N
         raise ValueError(f"{attribute.name} must lie between 0 and 1, not {value!r}")
 
 
+def _count(instance: object, attribute: attrs.Attribute[Any], value: int) -> None:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{attribute.name} must be a whole number from 0, not {value!r}")
+
+
 def _optional_count(instance: object, attribute: attrs.Attribute[Any], value: int | None) -> None:
-    if value is not None and (not isinstance(value, int) or value < 0):
-        raise ValueError(f"{attribute.name} must be a number from 0, or None, not {value!r}")
+    if value is not None:
+        _count(instance, attribute, value)
+
+
+def _buffer(instance: object, attribute: attrs.Attribute[Any], value: int) -> None:
+    if not isinstance(value, int) or value < 1000:
+        raise ValueError(f"{attribute.name} must be a whole number from 1000, not {value!r}")
 
 
 def _aging(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
@@ -58,7 +68,7 @@ class WiredMemoryConfiguration:
         overtake_seconds: and how long it may wait, before its room is kept free for it.
         aging_seconds: each such time waited raises a ticket's priority by one.
         wired_mode: "policy" applies what the policies ask for, "off" never touches the limit,
-            "fit" applies exactly the bytes of all tickets.
+            "fit" applies the baseline and exactly the bytes of all tickets.
         debug_events: False closes every event stream at once (the seed's release build).
         event_buffer: events that a subscriber may lag behind before it misses some.
     """
@@ -70,14 +80,14 @@ class WiredMemoryConfiguration:
     use_recommended_working_set_when_unsupported: bool = True
     admission_ceiling: int | None = attrs.field(default=None, validator=_optional_size)
     max_waiters: int | None = attrs.field(default=None, validator=_optional_count)
-    overtake_count: int = attrs.field(default=100, validator=_optional_count)
+    overtake_count: int = attrs.field(default=100, validator=_count)
     overtake_seconds: float = attrs.field(default=30.0, validator=_seconds)
     aging_seconds: float = attrs.field(default=60.0, validator=_aging)
     wired_mode: WiredMode = attrs.field(
         default="policy", validator=attrs.validators.in_(get_args(WiredMode))
     )
     debug_events: bool = True
-    event_buffer: int = attrs.field(default=4096, validator=attrs.validators.ge(1000))
+    event_buffer: int = attrs.field(default=4096, validator=_buffer)
 
 
 def reserve_bytes(total_memory: int) -> int:

@@ -38,9 +38,8 @@ def explain(
 
 def _explain_waiter(book: Book, waiter: Waiter, behind: tuple[str, ...], now: float) -> Explanation:
     holding = waiter.holding
-    growing = holding.ticket_id in book.holdings
     try:
-        available = book.available(holding.group) + (holding.size if growing else 0)
+        available = book.available(holding.group, holding if waiter.grows else None)
     except PolicyError:
         available = 0
     missing = max(0, waiter.wants - available)
@@ -51,7 +50,7 @@ def _explain_waiter(book: Book, waiter: Waiter, behind: tuple[str, ...], now: fl
     }.get(waiter.blocked_by or "order", "")
     return Explanation(
         ticket_id=waiter.ticket_id,
-        state="growing" if growing else "waiting",
+        state="growing" if waiter.grows else "waiting",
         reason=(
             f"it needs {format_bytes(waiter.wants)}, {format_bytes(available)} is free under "
             f"{what}, and {len(behind)} stand before it: it fits when "

@@ -7,6 +7,8 @@ write keeps the last good limit and is tried again with a growing back-off.
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import attrs
 
 from wiredactors.memory.configuration import WiredMemoryConfiguration
@@ -49,8 +51,9 @@ class LimitControl:
         if self._refusal is not None and self._refusal.limit == desired:
             return self._unless_before(self._refusal.retry_at, desired, now)
         if working and self.current is not None and desired < self.current:
-            drop = self.current - desired
-            if drop < self.configuration.shrink_threshold_ratio * self.current:
+            # As the ratio is written: in floats 0.55 * 100 is a little more than 55.
+            ratio = Fraction(str(self.configuration.shrink_threshold_ratio))
+            if self.current - desired < ratio * self.current:
                 return None  # held until the drop is larger
             return self._unless_before(
                 self._written_at + self.configuration.shrink_cooldown, desired, now
@@ -78,3 +81,7 @@ class LimitControl:
         # The exponent is bounded before it is used: 2.0 ** 2000 overflows.
         wait = min(FIRST_RETRY_SECONDS * 2.0 ** min(attempts - 1, 10), MAX_RETRY_SECONDS)
         self._refusal = _Refusal(limit, attempts, now + wait)
+
+    def retry_now(self) -> None:
+        """Try a refused write again without waiting for its time."""
+        self._refusal = None

@@ -36,6 +36,8 @@ class WiredMemoryPolicy(abc.ABC):
     base_bytes: int = 0
     #: The largest limit that the policy allows; None is no bound of its own.
     cap: int | None = None
+    #: Whether `cap=None` means the ceiling inside a manager.
+    cap_is_ceiling: bool = False
     #: True for the built-in policies: they read sums that the ledger keeps, so the ledger need
     #: not copy the sizes for them.
     reads_totals: bool = False
@@ -112,7 +114,7 @@ def _required_size(instance: object, attribute: attrs.Attribute[Any], value: obj
 
 
 def _not_negative(value: int) -> int:
-    return max(0, value)
+    return checked_size(0 if isinstance(value, int) and value < 0 else value, "base_bytes")
 
 
 def _id_or_fresh(value: Hashable | None) -> Hashable:
@@ -128,6 +130,7 @@ class WiredSumPolicy(WiredMemoryPolicy):
     """
 
     cap: int | None = attrs.field(default=None, validator=_optional_size)
+    cap_is_ceiling = True
     reads_totals = True
 
     def limit(self, baseline: int, active_sizes: Sequence[int]) -> int:
@@ -174,6 +177,7 @@ class WiredBudgetPolicy(WiredMemoryPolicy):
     cap: int | None = attrs.field(default=None, validator=_optional_size, eq=False)
     # An attribute where the base has a property.
     id: Hashable = attrs.field(default=None, converter=_id_or_fresh)
+    cap_is_ceiling = True
     reads_totals = True
 
     @property

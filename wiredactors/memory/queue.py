@@ -19,12 +19,13 @@ from wiredactors.memory.book import Holding
 
 @attrs.define(eq=False)
 class Waiter:
-    """A ticket that waits for its start, or a live one that waits to grow (`wants`)."""
+    """A ticket that waits for its start, or a live one that waits to grow to `wants` bytes."""
 
     holding: Holding
     reply: Any
     wants: int
     since: float
+    grows: bool = False
     passed: int = 0
     blocked_by: str | None = None
     key: tuple[float, int] = (0.0, 0)
