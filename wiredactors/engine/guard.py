@@ -1,26 +1,22 @@
 """The sole owner's guard over MLX's wired limit.
 
-A process has one wired limit, and mlx-lm writes it by itself: it sets the device's maximum when a
-generation begins and puts the old value back when it ends, which is wrong as soon as two overlap
-or somebody else keeps a budget. While the guard is installed those writers run as ever and MLX
-does not hear them.
+A process has one wired limit, and mlx-lm writes it by itself: the device's maximum when a
+generation begins, the old value when it ends, which is wrong as soon as two overlap or somebody
+keeps a budget. While the guard is installed those writers run as ever and MLX does not hear them.
 
-What is guarded, by the name under which modules hold it:
+Two functions are replaced, in every module that holds them under their own name:
 
-- `set_wired_limit`, as it stands in `mlx.core` and (deprecated) in `mlx.core.metal`. This is the
-  safety: every writer ends here, also one that began before the guard and restores only now.
-- mlx-lm's `maybe_set_recommended_wired_limit`, as it stands in `mlx_lm.utils`, in every module
-  that imported it by name. It answers that there was nothing to set, so that mlx-lm does not
-  restore anything either, before or after the guard is gone.
+- `set_wired_limit` of `mlx.core`, and of `mlx.core.metal` (deprecated). This is the safety: every
+  writer ends here, also one that began before the guard and restores only now.
+- mlx-lm's `maybe_set_recommended_wired_limit`. It answers that there was nothing to set, so that
+  mlx-lm does not restore anything either, before or after the guard has gone.
 
-A function kept under another name (an alias, a closure, an attribute of an object) is out of reach
-of the first and, if it is mlx-lm's helper, still caught by it, because the helper looks
-`set_wired_limit` up when it is called.
+Under another name (an alias, a closure) the first is out of reach; mlx-lm's helper is not, because
+it looks the first up when it is called.
 
-Cost: a scan looks up two names in each loaded module: 0.5 to 1 ms for the 750 modules of a process
-with mlx-lm and transformers. There is one at install, one at remove, and one after each module of
-mlx_lm that is imported meanwhile (16, about 20 ms of an import of 1.7 s). A refused write takes
-half a microsecond and the report.
+Cost: a scan looks two names up in each loaded module: 0.5 to 1 ms for the 750 of a process with
+mlx-lm and transformers. There is one at install, one at remove, and one after each module of
+mlx_lm that is imported meanwhile (16: 20 ms of the 1.7 s that importing it takes).
 
 Facts: mlx-lm 0.32.2 (utils.py, generate.py, server.py, tuner/trainer.py, quant/dwq.py), mlx 0.32.4.
 """
@@ -90,11 +86,10 @@ class LimitGuard:
     later when it comes.
 
     Args:
-        report: called with the bytes that a foreign writer wanted (0 if they were no number), on
-            whichever thread that was, perhaps in a garbage collection. So it must be thread-safe
-            and take no lock that its own thread may hold; trio's `run_sync_soon` will do. What it
-            raises is dropped, because the writer is not the one to blame. It does not hear of the
-            owner's writes.
+        report: called with the bytes that a foreign writer wanted (0 for what is no number), on
+            the writer's thread, perhaps in a garbage collection: so it must be thread-safe and
+            take no lock that its own thread may hold; trio's `run_sync_soon` will do. What it
+            raises is dropped: the writer is not to blame.
         baseline: the limit in bytes that will be in force when the guard has gone. Foreign writers
             get it as "the previous limit", so that one who restores it later restores the right
             one. Called like `report`.
