@@ -7,6 +7,7 @@ from wiredactors.actors.job import Chunk, GenerationResult, Job
 from wiredactors.actors.manager import WiredMemoryManager
 from wiredactors.actors.model import Model
 from wiredactors.actors.opening import open_manager
+from wiredactors.actors.outcome import Outcome
 from wiredactors.actors.runtime import Runtime, open_runtime
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.errors import (
@@ -54,6 +55,7 @@ __all__ = [
     "ModelLoadError",
     "ModelNotLoaded",
     "NoManager",
+    "Outcome",
     "PolicyConflict",
     "PolicyError",
     "PromptTooLong",

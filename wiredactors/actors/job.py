@@ -108,6 +108,11 @@ class Job:
             self.raise_error()
             raise StopAsyncIteration from None
 
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return "".join(self._texts)
+
     def cancel(self) -> None:
         """Stop at the next step; the memory comes back before the `async with` is left."""
         self._scope.cancel()

@@ -61,6 +61,11 @@ class Model:
     def context_length(self) -> int:
         return self._ready.context_length
 
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs under way, waiting ones too."""
+        return tuple(self._jobs)
+
     # -- for people
 
     def ticket_size(self, prompt: Prompt, max_tokens: int = 256) -> int:

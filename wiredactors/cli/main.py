@@ -1,0 +1,35 @@
+"""The command `wiredactors`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from wiredactors.cli import demo, run
+from wiredactors.memory.errors import WiredMemoryError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="wiredactors",
+        description="Serve several MLX language models from one process, inside one memory budget.",
+    )
+    parser.add_argument(
+        "--version", action="version", version=importlib.metadata.version("wiredactors")
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    demo.add_to(commands)
+    run.add_to(commands)
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.execute(options)
+    except WiredMemoryError as error:
+        print(f"wiredactors: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("wiredactors: interrupted; everything has been given back", file=sys.stderr)
+        return 130
+    return status

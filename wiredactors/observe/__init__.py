@@ -1,0 +1,1 @@
+"""Reads events only: log records, the board for a live view, timelines and pictures."""
