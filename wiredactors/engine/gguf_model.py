@@ -1,8 +1,8 @@
 """Load a llama from a checked GGUF file into mlx-lm, and say beforehand what memory that takes.
 
 The file is read tensor by tensor and not by `mx.load`. That one has the whole packed file in memory
-first, follows a corrupted header, and goes wrong over a float64 in the metadata (all three tried or
-read in MLX 0.32). What comes out is the same, bit for bit, and beside the model itself there are
+first, follows a corrupted header, and crashes over a float64 in the metadata (all three tried with
+mlx 0.32.4). What comes out is the same, bit for bit, and beside the model itself there are
 never more than a few MiB.
 
 In the file the rows of the q and k projections stand in another order (see
@@ -16,6 +16,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from wiredactors.engine.gguf import GGUFHeader
@@ -122,24 +123,22 @@ def load_gguf(
     weights: list[tuple[str, Any]] = []
     to_do = sum(each.tensor.byte_size for each in placements)
     done = 0
-    try:
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size != header.file_size:
-                raise _changed(header)
-            for placement in placements:
-                parts: dict[str, Any] = {}
-                for first, arrays, byte_size in _pieces(file, header, placement):
-                    for name, array in arrays.items():
-                        _place(parts, name, array, first, placement.rows, dtype)
-                    done += byte_size
-                    if progress is not None:
-                        progress(done, to_do)
-                if _piece_rows(placement) < placement.rows:
-                    mx.clear_cache()
-                weights += [(f"{placement.module}.{name}", each) for name, each in parts.items()]
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ModelLoadError(f"{header.path}: cannot be read ({reason}): check the path") from error
+    with _read_errors(header):
+        file = open(path, "rb")  # noqa: SIM115 - closed below; only its errors are caught here
+    with file:
+        if os.fstat(file.fileno()).st_size != header.file_size:
+            raise _changed(header)
+        for placement in placements:
+            parts: dict[str, Any] = {}
+            for first, arrays, byte_size in _pieces(file, header, placement):
+                for name, array in arrays.items():
+                    _place(parts, name, array, first, placement.rows, dtype)
+                done += byte_size
+                if progress is not None:
+                    progress(done, to_do)
+            if _piece_rows(placement) < placement.rows:
+                mx.clear_cache()
+            weights += [(f"{placement.module}.{name}", each) for name, each in parts.items()]
     model.load_weights(weights, strict=True)
     model.eval()
     mx.eval(model.parameters())
@@ -169,10 +168,12 @@ def _pieces(
 
     tensor = placement.tensor
     row_bytes = tensor.byte_size // placement.rows
-    file.seek(tensor.offset)
+    with _read_errors(header):
+        file.seek(tensor.offset)
     for first in range(0, placement.rows, _piece_rows(placement)):
         rows = min(_piece_rows(placement), placement.rows - first)
-        raw = file.read(rows * row_bytes)
+        with _read_errors(header):
+            raw = file.read(rows * row_bytes)
         if len(raw) < rows * row_bytes:
             raise _changed(header)
         arrays: dict[str, Array]
@@ -241,6 +242,16 @@ def _buffer_bytes(byte_size: int) -> int:
     if byte_size <= page:
         return 1 << (byte_size - 1).bit_length()
     return byte_size + -byte_size % page
+
+
+@contextmanager
+def _read_errors(header: GGUFHeader) -> Iterator[None]:
+    """What goes wrong with the file, and not what goes wrong in a caller's `progress`."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ModelLoadError(f"{header.path}: cannot be read ({reason}): check the path") from error
 
 
 def _changed(header: GGUFHeader) -> ModelLoadError:

@@ -69,6 +69,8 @@ def gguf_tokenizer(header: GGUFHeader) -> Any:
         backend.post_processor = processors.TemplateProcessing(
             single=[bos[0], "$A"], special_tokens=[bos]
         )
+    # mlx-lm first: it keeps transformers from remarking that there is no PyTorch.
+    wrapping = import_mlx_lm("tokenizer_utils")
     template = metadata.get("tokenizer.chat_template")
     tokenizer = importlib.import_module("transformers").PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -76,7 +78,6 @@ def gguf_tokenizer(header: GGUFHeader) -> Any:
         clean_up_tokenization_spaces=False,
         **named,
     )
-    wrapping = import_mlx_lm("tokenizer_utils")
     return wrapping.TokenizerWrapper(
         tokenizer, wrapping.BPEStreamingDetokenizer, eos_token_ids=gguf_eos_token_ids(header)
     )
