@@ -1,0 +1,90 @@
+"""The models that a modelled engine can load: numbers instead of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import attrs
+
+from wiredactors.memory.units import KIB, MIB
+from wiredactors.scheduling.buckets import STEP_TOKENS, CacheCost
+from wiredactors.scheduling.requests import Prompt
+
+_LETTERS = 26
+
+
+@attrs.frozen(kw_only=True)
+class ModelledModel:
+    """What a source stands for. Sizes are bytes, times seconds.
+
+    A prompt has one token for each of its bytes. The answer is a letter a token, and depends on
+    nothing but the prompt.
+
+    Attributes:
+        weight_bytes: the weights, as planned.
+        peak_bytes: at the peak of the load; None is the weights alone.
+        loaded_bytes: the weights as they turn out to be; None is as planned.
+        workspace_bytes: transient memory of a step.
+        kv_bytes_per_token: a row's cache, allocated in steps of 256 tokens.
+        context_length: tokens of prompt and answer together.
+        load_seconds: how long a load takes.
+        load_error: what a load raises, at its end.
+        prefill_tokens_per_second: how fast prompts are read.
+        prefill_step_size: prompt tokens in one step.
+        step_seconds: one step of a batch, however many rows it has.
+        answer_tokens: after so many tokens an answer stops by itself; None: at `max_tokens` only.
+        flushed_text: text that comes after the last token.
+    """
+
+    weight_bytes: int = 100 * MIB
+    peak_bytes: int | None = None
+    loaded_bytes: int | None = None
+    workspace_bytes: int = 10 * MIB
+    kv_bytes_per_token: int = 4 * KIB
+    context_length: int = 4096
+    load_seconds: float = 1.0
+    load_error: Exception | None = None
+    prefill_tokens_per_second: float = 1000.0
+    prefill_step_size: int = 256
+    step_seconds: float = 0.05
+    answer_tokens: int | None = None
+    flushed_text: str = ""
+
+    @property
+    def weights_in_memory(self) -> int:
+        return self.weight_bytes if self.loaded_bytes is None else self.loaded_bytes
+
+    @property
+    def load_peak(self) -> int:
+        return self.weight_bytes if self.peak_bytes is None else self.peak_bytes
+
+    @property
+    def cache_cost(self) -> CacheCost:
+        return CacheCost(
+            fixed_bytes=0,
+            step_bytes=STEP_TOKENS * self.kv_bytes_per_token,
+            copy_bytes=0,
+            grows_whole=True,
+        )
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """One token for each byte; of messages, for each byte of `role: content` lines.
+
+        Raises:
+            ValueError: it is empty.
+        """
+        if not isinstance(prompt, str):
+            prompt = "".join(f"{message['role']}: {message['content']}\n" for message in prompt)
+        if not prompt:
+            raise ValueError("the prompt is empty")
+        return list(prompt.encode())
+
+    def token(self, prompt: Sequence[int], number: int) -> int:
+        """The token number `number` (from 0) of the answer."""
+        return ord("a") + (sum(prompt) + number) % _LETTERS
+
+    def answer(self, prompt: Prompt, max_tokens: int) -> str:
+        """The whole answer that a job of this prompt will give."""
+        tokens = self.encode(prompt)
+        count = max_tokens if self.answer_tokens is None else min(max_tokens, self.answer_tokens)
+        return "".join(chr(self.token(tokens, n)) for n in range(count)) + self.flushed_text
