@@ -6,6 +6,7 @@ the engine has let the row's memory go.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,7 @@ import trio
 
 from wiredactors.actors.protocol import EngineModel
 from wiredactors.memory.events import EventKind
-from wiredactors.memory.tickets import WiredMemoryTicket
+from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
 from wiredactors.scheduling.requests import RowOutput, RowRequest
 
 
@@ -60,7 +61,8 @@ class GenerationResult:
 class Job:
     """A generation under way: iterate over its chunks, `cancel()` it, read its `result`.
 
-    Made by `Model.generate`; `result` is set when its `async with` is left.
+    Made by `Model.generate`; `result` is set when its stream has ended, or its `async with` is
+    left.
     """
 
     def __init__(
@@ -81,7 +83,8 @@ class Job:
         self._request = request
         self._estimate = estimate
         self._note_event = note
-        self._scope = trio.CancelScope()
+        self._cancel_asked = trio.Event()
+        self._row_scope = trio.CancelScope()
         # Bounded by max_tokens and a flush, so that a slow reader holds up nobody.
         self._send, self._receive = trio.open_memory_channel[Chunk](math.inf)
         self._row_ended = trio.Event()
@@ -115,7 +118,8 @@ class Job:
 
     def cancel(self) -> None:
         """Stop at the next step; the memory comes back before the `async with` is left."""
-        self._scope.cancel()
+        self._cancel_asked.set()
+        self._row_scope.cancel()
 
     # -- for the model
 
@@ -126,32 +130,71 @@ class Job:
             raise self._error
 
     async def run(self) -> None:
-        """Be the job. Its errors are kept for whoever reads it; a cancellation goes on."""
-        submitted = False
-        self._note(EventKind.JOB_QUEUED, prompt_tokens=len(self._request.prompt))
-        missing = self._estimate - self.ticket.size
-        if missing > 0:
-            self._note(EventKind.TICKET_UNDERSIZED, missing_bytes=missing)
-        try:
-            with self._send, self._scope:
-                await self._start_ticket()
-                submitted = True
-                self._engine_model.submit(self._request, self._take)
-                await self._row_ended.wait()
-        except Exception as error:
-            self._error = error
-        finally:
-            with trio.CancelScope(shield=True):
-                if submitted and not self._row_ended.is_set():
-                    await self._engine_model.remove(self.id)
+        """Be the job. Only `cancel` stops it early; its errors are kept for whoever reads it."""
+        # The stream ends last: who has read to the end finds the result, and the ticket ended.
+        with self._send, trio.CancelScope(shield=True):
+            self._note(EventKind.JOB_QUEUED, prompt_tokens=len(self._request.prompt))
+            missing = self._estimate - self.ticket.size
+            if missing > 0:
+                self._note(EventKind.TICKET_UNDERSIZED, missing_bytes=missing)
+            try:
+                manager = self.ticket.manager
+                await self._start_ticket(manager)
                 if self._admitted is not None:
-                    await self.ticket.end()
+                    try:
+                        await self._run_row()
+                    finally:
+                        await manager.end_ticket(self.ticket)
+            except Exception as error:
+                self._error = error
             self._conclude()
 
-    async def _start_ticket(self) -> None:
-        await self.ticket.manager.start_ticket(self.ticket, exclusive=True)
-        self._admitted = trio.current_time()
-        self._note(EventKind.JOB_ADMITTED, waited=self._admitted - self._began)
+    async def _start_ticket(self, manager: TicketManager) -> None:
+        """Wait until it is admitted, or refused, or until the job is cancelled.
+
+        By its end the manager has dealt with it, whatever came of it.
+        """
+        # A ticket of the caller's may have been used in a manager that has closed since; what the
+        # caller does with it meanwhile must reach this one.
+        self.ticket._manager_in_use = manager
+        scope = trio.CancelScope()
+
+        async def leave_when_cancelled() -> None:
+            await self._cancel_asked.wait()
+            await self._catch_up(manager)  # a refusal comes out, though nobody waited for it
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave_when_cancelled)
+            with scope:
+                try:
+                    await manager.start_ticket(self.ticket, exclusive=True)
+                except Exception as error:
+                    self._error = error
+                else:
+                    self._admitted = trio.current_time()
+                    self._note(EventKind.JOB_ADMITTED, waited=self._admitted - self._began)
+            if scope.cancelled_caught:
+                await self._catch_up(manager)
+            nursery.cancel_scope.cancel()
+
+    async def _catch_up(self, manager: TicketManager) -> None:
+        """Wait until the manager has taken all that was sent to it before."""
+        # It answers in order, and the resize of a ticket that never started changes nothing.
+        nothing = WiredMemoryTicket(0, self.ticket.policy, id=f"{self.id}/nothing")
+        await manager.resize_ticket(nothing, 0)
+
+    async def _run_row(self) -> None:
+        """Returns when the engine holds nothing of the row."""
+        if self._cancel_asked.is_set():
+            return
+        try:
+            with self._row_scope:
+                self._engine_model.submit(self._request, self._take)
+                await self._row_ended.wait()
+        finally:
+            if not self._row_ended.is_set():
+                await self._engine_model.remove(self.id)
 
     def _take(self, output: RowOutput) -> None:
         """One output of the engine; on the trio thread, never blocking."""
@@ -164,10 +207,8 @@ class Job:
                 self._note(EventKind.JOB_FIRST_TOKEN, seconds=now - self._began)
         if output.text or output.token is not None:
             self._texts.append(output.text)
-            try:
+            with contextlib.suppress(trio.ClosedResourceError):  # what comes late harms nobody
                 self._send.send_nowait(Chunk(output.text, output.token))
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # the reader has left; the row goes until it is removed
         if output.last:
             self._error = output.error
             self._finish_reason = output.finish_reason or ""

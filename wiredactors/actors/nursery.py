@@ -23,11 +23,15 @@ async def open_bare_nursery() -> AsyncIterator[trio.Nursery]:
                 yield nursery
             except BaseException as error:
                 failure = error
+                nursery.cancel_scope.cancel()
     except BaseException as others:
         if failure is None:
             raise
         if not _all_cancelled(others):
-            raise BaseExceptionGroup("the body and its tasks failed", [failure, others]) from None
+            if _all_cancelled(failure):  # by the failure of a task, most likely
+                raise
+            errors = others.exceptions if isinstance(others, BaseExceptionGroup) else [others]
+            raise BaseExceptionGroup("the body and its tasks failed", [failure, *errors]) from None
     if failure is not None:
         raise failure
 
