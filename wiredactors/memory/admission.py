@@ -59,13 +59,9 @@ class Admission:
 
         Each must be carried out before the next is asked for, which builds upon it.
         """
-        again = True
-        while again:
-            again = False
-            for waiter, error in self._round(now):
-                again = again or error is not None  # it may have kept room free for itself
-                yield waiter, error
-            again = again or self._in_doubt
+        yield from self._round(now)
+        while self._in_doubt:
+            yield from self._round(now)
 
     def _round(self, now: float) -> Iterator[Decision]:
         if self._in_doubt:

@@ -298,9 +298,9 @@ class Ledger:
 
     def _let_in(self, waiter: Waiter) -> None:
         holding = waiter.holding
-        self._admission.remove(waiter)
         if not self._captured:
             self._capture_baseline()
+        self._admission.remove(waiter)
         self._emit_ticket(EventKind.ADMISSION_GRANTED, holding)
         self._book.add(holding)
         self._book.await_group(holding.group, -1)
