@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
+import trio
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
@@ -12,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.runtime import Runtime
 from wiredactors.memory.events import WiredMemoryEvent
 from wiredactors.memory.units import format_bytes
@@ -23,8 +25,11 @@ _STYLES = {
     "writing": "green",
     "done": "dim",
     "cancelled": "magenta",
+    "refused": "red",
     "failed": "red",
 }
+
+_REDRAW_SECONDS = 0.2
 
 
 class LiveView:
@@ -37,15 +42,27 @@ class LiveView:
         self._board = Board()
         self._begin: float | None = None
         self._runtime: Runtime | None = None
+        self._texts: dict[str, str] = {}
 
-    @contextlib.contextmanager
-    def open(self, runtime: Runtime) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def open(self, runtime: Runtime) -> AsyncIterator[None]:
         """Show the view until the context is left; the last picture stays."""
         self._runtime = runtime
-        live = Live(get_renderable=self.render, console=self._console, refresh_per_second=5)
-        with live:
-            yield
+        # Redrawn by a task of ours: rich's own thread would read the board while it changes.
+        with Live(self.render(), console=self._console, auto_refresh=False) as live:
+            async with open_bare_nursery() as nursery:
+                nursery.start_soon(self._redraw, live)
+                try:
+                    yield
+                finally:
+                    nursery.cancel_scope.cancel()
+            live.update(self.render(), refresh=True)
         self._runtime = None
+
+    async def _redraw(self, live: Live) -> None:
+        while True:
+            live.update(self.render(), refresh=True)
+            await trio.sleep(_REDRAW_SECONDS)
 
     def take(self, event: WiredMemoryEvent) -> None:
         """Something happened."""
@@ -56,7 +73,8 @@ class LiveView:
     def render(self) -> Panel:
         """The whole view."""
         board = self._board
-        seconds = board.now - (self._begin or board.now)
+        now = trio.current_time()
+        seconds = now - (now if self._begin is None else self._begin)
         return Panel(
             Group(self._memory(), self._models(), self._jobs()),
             title=Text(self._title, style="bold"),
@@ -92,28 +110,30 @@ class LiveView:
             table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
         table.add_column("holds", justify="right", no_wrap=True)
         table.add_column("text", ratio=1, no_wrap=True, overflow="ellipsis")
-        texts = self._texts()
-        for job in self._board.jobs.values():
+        self._keep_texts()
+        for job in sorted(self._board.jobs.values(), key=lambda job: _number(job.name)):
             table.add_row(
                 job.name,
                 job.model,
                 Text(job.state, style=_STYLES.get(job.state, "")),
                 format_bytes(self._board.granted.get(job.ticket_id, 0)),
-                Text(self._remark(job) or texts.get(job.name, "")[-200:].replace("\n", " ")),
+                Text(self._remark(job)),
             )
         return table
 
-    def _texts(self) -> dict[str, str]:
-        """The texts of the running jobs so far; the events do not carry them."""
-        if self._runtime is None:
-            return {}
-        return {job.id: job.text for model in self._runtime.models.values() for job in model.jobs}
+    def _keep_texts(self) -> None:
+        """Keep the running jobs' texts so far; the events do not carry them."""
+        if self._runtime is not None:
+            for model in self._runtime.models.values():
+                self._texts |= {job.id: job.text for job in model.jobs}
 
     def _remark(self, job: JobLine) -> str:
         if job.error is not None:
             return job.error
         if job.state == "waiting":
             return f"waits for {format_bytes(job.size)}"
-        if "generation_tokens" in job.numbers:
-            return f"{job.numbers['generation_tokens']} tokens"
-        return ""
+        return " ".join(self._texts.get(job.name, "").split())[-200:]
+
+
+def _number(job: str) -> int:
+    return int(job.rpartition("-")[2])

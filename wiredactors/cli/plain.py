@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 from wiredactors.actors.runtime import Runtime
 from wiredactors.memory.events import EventKind, WiredMemoryEvent
@@ -18,8 +18,8 @@ class PlainView:
         self._begin: float | None = None
         self._quarters: dict[str, int] = {}
 
-    @contextlib.contextmanager
-    def open(self, runtime: Runtime) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def open(self, runtime: Runtime) -> AsyncIterator[None]:
         """Nothing to set up: the lines come with the events."""
         print(self._title, flush=True)
         yield

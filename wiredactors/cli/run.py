@@ -27,7 +27,7 @@ from wiredactors.scheduling.requests import StepReport
 class View(Protocol):
     """What shows a run while it goes on."""
 
-    def open(self, runtime: Runtime) -> contextlib.AbstractContextManager[None]:
+    def open(self, runtime: Runtime) -> contextlib.AbstractAsyncContextManager[None]:
         """Show something until the context is left."""
 
     def take(self, event: WiredMemoryEvent) -> None:
@@ -121,7 +121,7 @@ async def _run(scenario: Scenario, view: View, log_path: Path) -> Run:
             open_runtime(policy=scenario.policy, on_step=take_step) as runtime,
         ):
             await listeners.start(_listen, runtime.manager, take)
-            with view.open(runtime):
+            async with view.open(runtime):
                 outcomes = await scenario.main(runtime)
             # The jobs have ended and the models are still loaded: their reservations alone keep
             # nothing raised.

@@ -120,7 +120,8 @@ class Board:
             job = self.jobs[name] = JobLine(
                 name, event.model or "", event.ticket_id or "", event.size or 0
             )
-        job.state = _JOB_STATES[event.kind]
+        refused = event.kind is EventKind.JOB_FAILED and job.state == "waiting"
+        job.state = "refused" if refused else _JOB_STATES[event.kind]
         job.since = event.timestamp
         job.numbers |= event.details
         job.error = event.error

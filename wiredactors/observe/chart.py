@@ -9,15 +9,8 @@ from typing import Any
 from wiredactors.memory.units import MIB
 from wiredactors.observe.timeline import Span, Timeline
 
-_LIMIT, _GRANTED, _USED, _WAIT, _RUN, _KEEP, _INK = (
-    "#1f4e9c",
-    "#c9d7ef",
-    "#d1495b",
-    "#c7c7c7",
-    "#4f9d69",
-    "#8aa4cf",
-    "#333333",
-)
+_LIMIT, _JOBS, _RESERVED, _USED = "#1f4e9c", "#a8d5b5", "#c9d7ef", "#d1495b"
+_WAIT, _RUN, _KEEP, _INK = "#c7c7c7", "#4f9d69", "#8aa4cf", "#333333"
 
 
 def draw_timeline(timeline: Timeline, path: Path, *, cap: int | None, title: str) -> None:
@@ -49,10 +42,12 @@ def _extent(timeline: Timeline) -> tuple[float, float]:
 
 
 def _draw_memory(axes: Any, timeline: Timeline, cap: int | None, start: float, end: float) -> None:
-    times, granted = _steps(timeline.granted, start, end)
-    axes.fill_between(
-        times, granted, step="post", color=_GRANTED, label="granted to tickets", linewidth=0
-    )
+    for points, colour, label in (
+        (timeline.granted, _JOBS, "granted to jobs"),
+        (timeline.reserved, _RESERVED, "granted to weights and workspace"),
+    ):
+        times, sizes = _steps(points, start, end)
+        axes.fill_between(times, sizes, step="post", color=colour, label=label, linewidth=0)
     times, limits = _steps(timeline.limits, start, end)
     axes.step(times, limits, where="post", color=_LIMIT, linewidth=1.6, label="limit in force")
     axes.plot(
@@ -67,7 +62,7 @@ def _draw_memory(axes: Any, timeline: Timeline, cap: int | None, start: float, e
     axes.set_ylabel("MiB")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y", color="#eeeeee")
-    axes.legend(loc="lower right", framealpha=0.95, ncols=2)
+    axes.legend(loc="lower right", framealpha=0.95, ncols=3)
     _plain_frame(axes)
 
 

@@ -41,6 +41,7 @@ class Timeline:
     def __init__(self) -> None:
         self.limits: list[tuple[float, int]] = []
         self.granted: list[tuple[float, int]] = []
+        self.reserved: list[tuple[float, int]] = []  # of `granted`, what reservations hold
         self.spans: dict[str, Span] = {}
         self.samples: list[MemorySample] = []
         self._held: dict[str, int] = {}
@@ -80,3 +81,9 @@ class Timeline:
     def _hold(self, now: float, ticket: str, size: int) -> None:
         self._held[ticket] = size
         self.granted.append((now, sum(self._held.values())))
+        kept = [
+            held
+            for name, held in self._held.items()
+            if name in self.spans and self.spans[name].kind == "reservation"
+        ]
+        self.reserved.append((now, sum(kept)))

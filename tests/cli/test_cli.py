@@ -1,0 +1,101 @@
+"""The command line, with scenarios that need no model."""
+
+import pytest
+
+from wiredactors.cli.main import main
+from wiredactors.cli.scenario import ScenarioError, load_scenario, packaged_scenario
+from wiredactors.observe.records import read_event_log
+
+TICKETS = '''
+"""Two tickets under one cap.
+
+More about them.
+"""
+import trio
+import wiredactors as wa
+
+POLICY = wa.WiredSumPolicy(cap=100)
+
+async def main(runtime):
+    async def hold():
+        async with POLICY.ticket(60).wired_limit():
+            await trio.sleep(0.01)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold)
+        nursery.start_soon(hold)
+    refused = wa.TicketTooLarge(need=300, cap=100, pinned_bytes=0, largest_possible=100)
+    return [wa.Outcome("none", "a ticket of 300", error=refused)]
+'''
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    path = tmp_path / "tickets.py"
+    path.write_text(TICKETS)
+    return path
+
+
+def test_run_prints_the_story_and_leaves_a_log_and_a_picture(scenario, tmp_path, capsys):
+    assert main(["run", str(scenario), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Two tickets under one cap.\n")
+    assert "waits for 60 B (1 waiting)" in printed
+    assert "back at the baseline of 0 B" in printed
+    assert "can never fit under a cap of 100 B" in printed
+    kinds = [record["event"] for record in read_event_log(tmp_path / "out" / "tickets.jsonl")]
+    assert kinds.count("ticket_started") == kinds.count("ticket_ended") == 2
+    assert kinds[0] == "snapshot"
+    assert kinds[-1] == "baseline_restored"
+    assert (tmp_path / "out" / "tickets.png").stat().st_size > 1000
+
+
+def test_log_names_another_file(scenario, tmp_path):
+    log = tmp_path / "elsewhere.jsonl"
+    assert main(["run", str(scenario), "--out", str(tmp_path), "--log", str(log)]) == 0
+    assert read_event_log(log)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no scenario"),
+        ("x = 1", "has no `async def main"),
+        ("POLICY = 7\nasync def main(runtime): ...", "POLICY must be a policy"),
+    ],
+)
+def test_a_file_that_is_no_scenario_is_a_clear_error(tmp_path, capsys, text, message):
+    path = tmp_path / "bad.py"
+    if text is not None:
+        path.write_text(text)
+    assert main(["run", str(path), "--out", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_error_of_the_library_is_one_line_and_status_1(tmp_path, capsys):
+    path = tmp_path / "missing.py"
+    path.write_text("async def main(runtime):\n    await runtime.load('/no/such/model.gguf')\n")
+    assert main(["run", str(path), "--out", str(tmp_path)]) == 1
+    assert "there is no file or directory '/no/such/model.gguf'" in capsys.readouterr().err
+
+
+def test_an_error_of_the_scenario_keeps_its_traceback(tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("async def main(runtime):\n    raise ZeroDivisionError('theirs')\n")
+    with pytest.raises(ZeroDivisionError, match="theirs"):
+        main(["run", str(path), "--out", str(tmp_path)])
+
+
+def test_the_demo_is_found_and_has_a_title():
+    demo = load_scenario(packaged_scenario("two_models"))
+    assert demo.title.startswith("Two real language models")
+    with pytest.raises(ScenarioError, match="missing"):
+        packaged_scenario("no_such_story")
+
+
+@pytest.mark.parametrize("words", [[], ["nonsense"], ["run"]])
+def test_words_that_make_no_sense_show_the_usage(words, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 2
+    assert "usage: wiredactors" in capsys.readouterr().err

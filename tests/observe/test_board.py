@@ -1,0 +1,70 @@
+"""The board: what is going on now, out of events alone."""
+
+from wiredactors.memory.events import EventKind, Snapshot, TicketSnapshot, WiredMemoryEvent
+from wiredactors.observe.board import Board
+
+
+def take(board, kind, **fields):
+    details = fields.pop("details", {})
+    board.take(
+        WiredMemoryEvent(kind=kind, sequence=0, timestamp=0.0, details=details, **fields)
+    )
+
+
+def test_a_model_goes_from_loading_to_unloaded_with_its_share_done():
+    board = Board()
+    take(board, EventKind.MODEL_LOADING, model="chat", size=120)
+    take(
+        board,
+        EventKind.MODEL_PROGRESS,
+        model="chat",
+        details={"done_bytes": 30, "total_bytes": 120},
+    )
+    assert (board.models["chat"].state, board.models["chat"].share) == ("loading", 0.25)
+    take(board, EventKind.MODEL_READY, model="chat", size=100)
+    assert (board.models["chat"].state, board.models["chat"].bytes) == ("ready", 100)
+    assert board.models["chat"].share == 1.0
+    take(board, EventKind.MODEL_UNLOADED, model="chat")
+    assert board.models["chat"].state == "unloaded"
+
+
+def test_a_job_that_fails_while_it_waits_was_refused_and_later_has_failed():
+    board = Board()
+    for job in ("job-1", "job-2"):
+        take(board, EventKind.JOB_QUEUED, job=job, model="chat", ticket_id=job, size=5)
+    take(board, EventKind.JOB_ADMITTED, job="job-2")
+    take(board, EventKind.JOB_FAILED, job="job-1", error="too large")
+    take(board, EventKind.JOB_FAILED, job="job-2", error="broken")
+    assert [(job.state, job.error) for job in board.jobs.values()] == [
+        ("refused", "too large"),
+        ("failed", "broken"),
+    ]
+
+
+def test_granted_bytes_follow_starts_resizes_and_ends():
+    board = Board()
+    take(board, EventKind.TICKET_STARTED, ticket_id="a", size=10)
+    take(board, EventKind.TICKET_STARTED, ticket_id="b", size=5)
+    take(board, EventKind.TICKET_RESIZED, ticket_id="a", size=7)
+    take(board, EventKind.TICKET_RESIZED, ticket_id="waits-still", size=99)
+    assert board.granted_bytes == 12
+    take(board, EventKind.TICKET_ENDED, ticket_id="b", size=5)
+    assert board.granted == {"a": 7}
+
+
+def test_a_late_board_begins_with_the_snapshot():
+    board = Board()
+    ticket = TicketSnapshot(
+        ticket_id="w", size=9, kind="reservation", priority=0, policy="p", pinned=False, since=0.0
+    )
+    state = Snapshot(
+        sequence=3,
+        baseline=1,
+        current_limit=10,
+        desired_limit=10,
+        ceiling=None,
+        tickets=(ticket,),
+        waiters=(),
+    )
+    take(board, EventKind.SNAPSHOT, baseline=1, applied_limit=10, snapshot=state)
+    assert (board.granted, board.limit, board.baseline) == ({"w": 9}, 10, 1)
