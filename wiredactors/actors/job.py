@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import trio
 
+from wiredactors.actors.fence import catch_up
 from wiredactors.actors.protocol import EngineModel
 from wiredactors.memory.events import EventKind
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
@@ -161,7 +162,7 @@ class Job:
 
         async def leave_when_cancelled() -> None:
             await self._cancel_asked.wait()
-            await self._catch_up(manager)  # a refusal comes out, though nobody waited for it
+            await catch_up(manager)  # a refusal comes out, though nobody waited for it
             scope.cancel()
 
         async with trio.open_nursery() as nursery:
@@ -175,14 +176,8 @@ class Job:
                     self._admitted = trio.current_time()
                     self._note(EventKind.JOB_ADMITTED, waited=self._admitted - self._began)
             if scope.cancelled_caught:
-                await self._catch_up(manager)
+                await catch_up(manager)
             nursery.cancel_scope.cancel()
-
-    async def _catch_up(self, manager: TicketManager) -> None:
-        """Wait until the manager has taken all that was sent to it before."""
-        # It answers in order, and the resize of a ticket that never started changes nothing.
-        nothing = WiredMemoryTicket(0, self.ticket.policy, id=f"{self.id}/nothing")
-        await manager.resize_ticket(nothing, 0)
 
     async def _run_row(self) -> None:
         """Returns when the engine holds nothing of the row."""

@@ -9,14 +9,22 @@ from typing import Any
 
 import trio
 
+from wiredactors.actors.fence import catch_up
 from wiredactors.actors.job import Job
 from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.protocol import Engine, EngineModel
+from wiredactors.actors.workspace import Workspace
 from wiredactors.memory.errors import ModelNotLoaded, PromptTooLong, WiredMemoryError
 from wiredactors.memory.events import EventKind
 from wiredactors.memory.policies import WiredMemoryPolicy
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
-from wiredactors.scheduling.requests import LoadPlan, Prompt, RowRequest, SamplingParameters
+from wiredactors.scheduling.requests import (
+    LoadOptions,
+    LoadPlan,
+    Prompt,
+    RowRequest,
+    SamplingParameters,
+)
 
 
 class Model:
@@ -35,7 +43,7 @@ class Model:
         manager: TicketManager,
         note: Callable[..., None],
         job_numbers: itertools.count[int],
-        workspace: WiredMemoryTicket,
+        workspace: Workspace,
     ):
         self.name = name
         self._policy = policy
@@ -162,7 +170,7 @@ class Model:
                 policy=self._policy,
                 manager=self._manager,
                 priority=priority,
-                requires=(self._weights_ticket, self._workspace),
+                requires=(self._weights_ticket, self._workspace.ticket),
                 id=job_id,
             )
         return Job(self.name, loaded, request, ticket, estimate, self._note)
@@ -204,48 +212,76 @@ class Model:
                 job.cancel()
 
     async def run(
-        self,
-        engine: Engine,
-        plan: LoadPlan,
-        ready: Callable[[], object],
+        self, engine: Engine, source: str, options: LoadOptions, ready: Callable[[], object]
     ) -> None:
-        """Be the model: hold its reservation, load, serve until told to leave, unload.
+        """Be the model: hold its memory, load, serve until told to leave or cancelled, unload."""
+        served = False
 
-        The reservation is admitted before anything is loaded, and holds the load's peak; what
+        def serve() -> None:
+            nonlocal served
+            served = True
+            ready()
+
+        try:
+            plan = await engine.plan(source, options)
+            await self._hold_and_serve(engine, plan, serve)
+        except trio.Cancelled:
+            if served:
+                self._tell(EventKind.MODEL_UNLOADED)
+            else:
+                self._tell(EventKind.MODEL_FAILED, error="cancelled")
+            raise
+        except Exception as error:
+            self._tell(EventKind.MODEL_FAILED, error=_in_words(error))
+            raise
+        else:
+            self._tell(EventKind.MODEL_UNLOADED)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._workspace.forget(self.name)
+                await catch_up(self._manager)
+
+    async def _hold_and_serve(
+        self, engine: Engine, plan: LoadPlan, ready: Callable[[], object]
+    ) -> None:
+        """The reservation is admitted before anything is loaded, and holds the load's peak; what
         only the peak needed is given back when the weights stand.
         """
+        new_workspace = await self._workspace.expect(self.name, plan.workspace_bytes)
         self._weights = WiredMemoryTicket(
-            size=plan.peak_bytes,
+            size=plan.peak_bytes + new_workspace,
             policy=self._policy,
             kind="reservation",
             manager=self._manager,
+            requires=(self._workspace.ticket,),
             id=f"weights/{self.name}",
         )
-        self._tell(EventKind.MODEL_LOADING, size=plan.peak_bytes, source=plan.source)
+        self._tell(EventKind.MODEL_LOADING, size=self._weights.size, source=plan.source)
+        await self._weights.start()
         try:
-            await self._weights.start()
-            try:
-                self._loaded = await engine.load(self.name, plan, self._progress)
+            await self._workspace.grow(self.name, self._weights, plan.peak_bytes)
+            self._loaded = await engine.load(self.name, plan, self._progress)
+            if self._loaded.weight_bytes != self._weights.size:
                 await self._weights.resize(self._loaded.weight_bytes)
-                self._tell(EventKind.MODEL_READY, size=self._loaded.weight_bytes)
-                ready()
-                await self._leaving.wait()
-            finally:
-                self.leave(cancel_jobs=False)
-                with trio.CancelScope(shield=True):
-                    await self._let_go()
-        except BaseException as error:
-            self._tell(EventKind.MODEL_FAILED, error=_in_words(error))
+            self._tell(EventKind.MODEL_READY, size=self._loaded.weight_bytes)
+            ready()
+            await self._leaving.wait()
+        except trio.Cancelled:
+            self.leave(cancel_jobs=True)
             raise
-        self._tell(EventKind.MODEL_UNLOADED)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._let_go()
 
     async def _let_go(self) -> None:
         """The weights go when nobody uses them any more, and the reservation after them."""
         await self._idle.wait()
-        if self._loaded is not None:
-            await self._loaded.unload()
-            self._loaded = None
-        await self._weights_ticket.end()
+        loaded, self._loaded = self._loaded, None
+        try:
+            if loaded is not None:
+                await loaded.unload()
+        finally:
+            await self._weights_ticket.end()
 
     def _progress(self, done: int, total: int) -> None:
         self._tell(EventKind.MODEL_PROGRESS, done_bytes=done, total_bytes=total)
@@ -259,7 +295,5 @@ class Model:
         )
 
 
-def _in_words(error: BaseException) -> str:
-    if isinstance(error, trio.Cancelled):
-        return "cancelled"
+def _in_words(error: Exception) -> str:
     return str(error) if isinstance(error, WiredMemoryError) else repr(error)

@@ -16,13 +16,13 @@ from wiredactors.actors.manager import WiredMemoryManager
 from wiredactors.actors.model import Model
 from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.opening import open_manager_with
-from wiredactors.actors.protocol import Engine, LimitBackend
+from wiredactors.actors.protocol import Engine, Guard, LimitBackend
+from wiredactors.actors.workspace import Workspace
 from wiredactors.engine.mlx_engine import MlxEngine
 from wiredactors.memory.configuration import WiredMemoryConfiguration
-from wiredactors.memory.errors import ModelLoadError, ModelNotLoaded
+from wiredactors.memory.errors import ManagerClosed, ModelLoadError, ModelNotLoaded
 from wiredactors.memory.policies import WiredMemoryPolicy, WiredSumPolicy
-from wiredactors.memory.tickets import WiredMemoryTicket
-from wiredactors.scheduling.requests import LoadOptions, LoadPlan, StepReport
+from wiredactors.scheduling.requests import LoadOptions, StepReport
 
 
 class Runtime:
@@ -48,11 +48,8 @@ class Runtime:
         self.models: Mapping[str, Model] = MappingProxyType(self._models)
         self._present: dict[str, _Presence] = {}
         self._job_numbers = itertools.count(1)
-        # One step runs at a time, so the workspace is held once, as the largest of the models'.
-        self._workspace = WiredMemoryTicket(
-            size=0, policy=policy, kind="reservation", manager=manager, id="workspace"
-        )
-        self._workspace_lock = trio.Lock()
+        self._workspace = Workspace(policy, manager)
+        self._closed = False
 
     async def load(
         self,
@@ -77,6 +74,7 @@ class Runtime:
             ModelLoadError: it cannot be loaded, or the name is taken.
             TicketTooLarge: it can never fit.
             ValueError: an option is out of its range.
+            ManagerClosed: the runtime has closed, or closes meanwhile.
         """
         options = LoadOptions(
             dtype=dtype,
@@ -84,25 +82,33 @@ class Runtime:
             prefill_step_size=prefill_step_size,
             max_batch_size=max_batch_size,
         )
-        name = Path(source).stem if name is None else name
+        name = _name_of(source) if name is None else name
+        if self._closed:
+            raise _closed(name)
         if name in self._present:
             raise ModelLoadError(f"a model named {name!r} is loaded already: give another name")
+        model = Model(
+            name,
+            self._policy,
+            self.manager,
+            self.manager.note,
+            self._job_numbers,
+            self._workspace,
+        )
         presence = self._present[name] = _Presence()
+        # In the runtime's nursery, whoever asked for it: it must end before the engine closes.
+        self._nursery.start_soon(self._be, model, presence, str(source), options)
         try:
-            presence.plan = await self._engine.plan(str(source), options)
-            await self._fit_workspace()
-            model = Model(
-                name,
-                self._policy,
-                self.manager,
-                self.manager.note,
-                self._job_numbers,
-                self._workspace,
-            )
-            await self._nursery.start(self._run_model, model, presence)
-        except BaseException:
-            await self._forget(name, presence)
+            await presence.settled.wait()
+        except trio.Cancelled:
+            presence.scope.cancel()
+            with trio.CancelScope(shield=True):
+                await presence.gone.wait()
             raise
+        if presence.error is not None:
+            raise presence.error
+        if not presence.ready:
+            raise _closed(name)
         return model
 
     async def unload(self, name: str) -> None:
@@ -110,59 +116,41 @@ class Runtime:
 
         Raises:
             ModelNotLoaded: there is no model of that name.
+            And what the engine raises where it cannot let it go.
         """
         model = self._models.get(name)
         if model is None:
             raise ModelNotLoaded(f"no model named {name!r} is loaded: {sorted(self._models)} are")
+        presence = self._present[name]
         model.leave(cancel_jobs=False)
-        await self._present[name].gone.wait()
+        await presence.gone.wait()
+        if presence.error is not None:
+            raise presence.error
 
-    async def _run_model(
-        self, model: Model, presence: _Presence, task_status: trio.TaskStatus[None]
+    async def _be(
+        self, model: Model, presence: _Presence, source: str, options: LoadOptions
     ) -> None:
-        """The model's task: its failure after it was ready ends the model, not the runtime."""
-        assert presence.plan is not None
+        """The model's task. What it raises is for whoever loads or unloads it."""
 
         def ready() -> None:
             self._models[model.name] = model
-            task_status.started()
+            presence.ready = True
+            presence.settled.set()
 
         try:
-            await model.run(self._engine, presence.plan, ready)
-        except Exception:
-            if model.name not in self._models:
-                raise  # out of `load`, bare
-        if model.name in self._models:
-            await self._forget(model.name, presence)
-
-    async def _forget(self, name: str, presence: _Presence) -> None:
-        self._models.pop(name, None)
-        self._present.pop(name, None)
-        with trio.CancelScope(shield=True):
-            await self._fit_workspace()
-        presence.gone.set()
-
-    async def _fit_workspace(self) -> None:
-        """Hold the largest workspace of the models that are here or coming."""
-        async with self._workspace_lock:
-            plans = [p.plan for p in self._present.values() if p.plan is not None]
-            wanted = max((plan.workspace_bytes for plan in plans), default=0)
-            held = self._workspace.size
-            if wanted and not held:
-                self._workspace.size = wanted
-                try:
-                    await self._workspace.start()
-                except BaseException:
-                    self._workspace.size = 0
-                    raise
-            elif not wanted and held:
-                await self._workspace.end()
-                self._workspace.size = 0
-            elif wanted != held:
-                await self._workspace.resize(wanted)
+            with presence.scope:
+                await model.run(self._engine, source, options, ready)
+        except Exception as error:
+            presence.error = error
+        finally:
+            self._models.pop(model.name, None)
+            del self._present[model.name]
+            presence.settled.set()
+            presence.gone.set()
 
     def close(self) -> None:
         """Cancel every job and load; the models then unload."""
+        self._closed = True
         for model in self._models.values():
             model.leave(cancel_jobs=True)
         self._nursery.cancel_scope.cancel()
@@ -170,10 +158,21 @@ class Runtime:
 
 @attrs.define(eq=False)
 class _Presence:
-    """A model that is here, or coming."""
+    """A model that is here, or coming. `settled`: it is ready, or has failed."""
 
-    plan: LoadPlan | None = None
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    settled: trio.Event = attrs.field(factory=trio.Event)
     gone: trio.Event = attrs.field(factory=trio.Event)
+    ready: bool = False
+    error: Exception | None = None
+
+
+def _name_of(source: str | Path) -> str:
+    return Path(source).name.removesuffix(".gguf") or str(source)
+
+
+def _closed(name: str) -> ManagerClosed:
+    return ManagerClosed(f"model {name!r} was not loaded: the runtime has closed")
 
 
 @contextlib.asynccontextmanager
@@ -196,7 +195,8 @@ async def open_runtime(
         configuration: see `WiredMemoryConfiguration`.
         backend: who sets the wired limit; None is the engine's, at quiet points of its thread.
         engine: who runs models; None is MLX.
-        on_step: called on the trio thread with a `StepReport` after each step and load.
+        on_step: called on the trio thread with a `StepReport` after each step and load; what it
+            raises ends the runtime.
 
     Raises:
         ManagerAlreadyOpen: a manager is open in this process.
@@ -205,17 +205,24 @@ async def open_runtime(
     policy = WiredSumPolicy() if policy is None else policy
     engine = MlxEngine() if engine is None else engine
     granted = _Granted()
-    await engine.open(granted, on_step)
+    listener = _Listener(on_step)
+
+    def limit_backend(guard: Guard) -> LimitBackend | None:
+        own = engine.limit_backend(guard)  # also where it is not used: the engine learns the guard
+        return own if backend is None else backend
+
+    await engine.open(granted, None if on_step is None else listener)
     try:
         async with (
             open_manager_with(
                 configuration,
-                lambda guard: engine.limit_backend(guard) if backend is None else backend,
+                limit_backend,
                 pool_bytes=engine.pool_bytes,
             ) as manager,
             open_bare_nursery() as nursery,
         ):
             granted.manager = manager
+            listener.nursery = nursery
             runtime = Runtime(manager, engine, policy, nursery)
             try:
                 yield runtime
@@ -233,3 +240,25 @@ class _Granted:
 
     def __call__(self) -> int:
         return self.manager.granted_bytes if self.manager is not None else 0
+
+
+class _Listener:
+    """A user's `on_step`, whose failure is raised in the runtime and not amid trio's own code."""
+
+    def __init__(self, on_step: Callable[[StepReport], Any] | None):
+        self._on_step = on_step
+        self.nursery: trio.Nursery | None = None
+
+    def __call__(self, report: StepReport) -> None:
+        if self._on_step is None:
+            return
+        try:
+            self._on_step(report)
+        except Exception as error:
+            self._on_step = None
+            if self.nursery is not None:
+                self.nursery.start_soon(_raise, error)
+
+
+async def _raise(error: Exception) -> None:
+    raise error
