@@ -13,6 +13,7 @@ import doctest
 import io
 import os
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,16 @@ _run_python = PythonEvaluator()
 _outputs = doctest.OutputChecker()
 
 
-def _run(example: sybil.Example) -> None:
+def _run(example: sybil.Example) -> str | None:
+    """What went wrong, in words: sybil 10.1 stumbles over exceptions that have a cause."""
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        _run_python(example)
+    try:
+        with contextlib.redirect_stdout(printed):
+            _run_python(example)
+    except Exception:
+        return f"{traceback.format_exc()}\nIt printed:\n{printed.getvalue()}"
     example.namespace[_PRINTED] = printed.getvalue()
+    return None
 
 
 def _compare(example: sybil.Example) -> str | None:
