@@ -11,7 +11,8 @@ from typing import Any
 
 import attrs
 
-from wiredactors.engine.cache import cut_to_whole_steps
+from wiredactors.engine.cache import parts, settle
+from wiredactors.engine.device import without_locals
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
 from wiredactors.engine.loading import LoadedModel
 from wiredactors.engine.sampling import make_logits_processors, make_sampler
@@ -74,7 +75,7 @@ class Batch:
             del self._rows[uid]
         if gone:
             self._generator.remove(gone)
-            self._let_go()
+            self._settle()
 
     def step(self) -> list[RowOutput]:
         """One step: a token for each decoding row, a chunk of the prompt that is prefilled.
@@ -83,9 +84,10 @@ class Batch:
         is raised has corrupted the batch: drop it.
         """
         share = self._row_share()
+        generating = self._generator._generation_batch
+        before = list(generating.uids)
         _, responses = self._generator.next()
         outputs: list[RowOutput] = []
-        left = False
         stopped: list[int] = []
         for response in responses:
             row = self._rows[response.uid]
@@ -95,20 +97,18 @@ class Batch:
                 outputs += self._outputs(row, response.token, reason, share, stopped)
             except Exception as error:
                 failure = GenerationError(f"row {row.request.row_id} failed: {error!r}")
-                failure.__cause__ = error
+                failure.__cause__ = without_locals(error)
                 outputs.append(RowOutput(row_id=row.request.row_id, error=failure))
                 if reason is None:
                     stopped.append(row.uid)
             if reason is not None:
                 del self._rows[row.uid]
-                left = True
-        del responses
         if stopped:
             for uid in stopped:
                 del self._rows[uid]
             self._generator.remove(stopped)
-        if left or stopped:
-            self._let_go()
+        if generating.uids != before:
+            self._settle()
         return outputs
 
     def _outputs(
@@ -126,10 +126,11 @@ class Batch:
         return [output]
 
     def close(self) -> list[str]:
-        """Drop everything; returns the rows that were in it."""
+        """Drop everything; returns the rows that were in it. Again: nothing."""
         rows = [row.request.row_id for row in self._rows.values()]
         self._rows.clear()
-        self._generator.close()
+        if self._generator is not None:
+            self._generator.close()
         self._generator = None
         return rows
 
@@ -152,28 +153,21 @@ class Batch:
             self._share = self._mx.get_array_buffer_size(arrays) // max(1, rows)
         return self._share
 
-    def _let_go(self) -> None:
-        """Free what rows that left have held, one layer at a time.
-
-        Lazily, the whole old cache would stay alive until the next step has built the whole new
-        one: twice the batch. Layer by layer it is one layer more.
-        """
-        batches = (self._generator._generation_batch, self._generator._prompt_batch)
-        for batch in batches:
-            for cache in batch.prompt_cache:
-                cut_to_whole_steps(cache)
-                self._mx.eval(cache.state)
-        generating = batches[0]
+    def _settle(self) -> None:
+        """Let go of what rows that left have held, and make real what the others hold now."""
+        generating = self._generator._generation_batch
         if len(generating) == 0:
             # Their last values would otherwise stay until the next row joins.
             generating._current_tokens = None
             generating._current_logprobs = []
+        with self._mx.stream(self._generator.stream):
+            settle(generating.prompt_cache)
 
 
 def _allocation(caches: list[Any]) -> tuple[Any, ...]:
-    """What changes when a cache is allocated anew: the shape of its first array, by layer kind."""
+    """What changes when a cache is allocated anew: the shape of its keys, by their kind."""
     shapes = {}
-    for cache in caches:
-        keys = getattr(cache, "keys", None)
-        shapes[type(cache).__name__] = None if keys is None else tuple(keys.shape)
+    for part in (part for cache in caches for part in parts(cache)):
+        keys = getattr(part, "keys", None)
+        shapes[type(part).__name__] = None if keys is None else tuple(keys.shape)
     return tuple(sorted(shapes.items()))

@@ -8,8 +8,10 @@ does the steps of whoever has work. Answers go back by `TrioToken.run_sync_soon`
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -32,9 +34,7 @@ class _Call(Generic[T]):
         try:
             self._value = self._function()
         except BaseException as error:
-            # It is raised again on the trio thread. Its frames may hold arrays, which must not be
-            # collected there.
-            self._error = error.with_traceback(None)
+            self._error = without_locals(error)
 
     def result(self) -> T:
         if self._error is not None:
@@ -42,10 +42,34 @@ class _Call(Generic[T]):
         return self._value  # type: ignore[return-value]  # run() has set it
 
 
+def without_locals(error: BaseException) -> BaseException:
+    """The same, its tracebacks and its causes' left to read, but with their variables let go.
+
+    It goes to the trio thread and lives as long as somebody keeps it; the arrays and the model in
+    those frames would live as long. The frame that caught it, which still runs, is left out.
+    """
+    if error.__traceback__ is not None:
+        error.__traceback__ = error.__traceback__.tb_next
+    seen: set[int] = set()
+    errors: list[BaseException | None] = [error]
+    while errors:
+        each = errors.pop()
+        if each is not None and id(each) not in seen:
+            seen.add(id(each))
+            traceback.clear_frames(each.__traceback__)
+            errors += [each.__cause__, each.__context__]
+    return error
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
 class DeviceThread:
     """Runs functions, and the steps of `work` between them, on one thread of its own.
 
-    `work` does one step and says whether there was one to do.
+    `work` does one step and says whether there was one to do. Neither it nor what is posted may
+    raise: everybody would wait for ever, so that ends the whole trio run, loudly.
     """
 
     def __init__(self, work: Callable[[], bool]):
@@ -91,10 +115,8 @@ class DeviceThread:
     def deliver(self, function: Callable[..., object], *arguments: Any) -> None:
         """From the device thread: call `function` on the trio thread, in order."""
         assert self._trio_token is not None
-        try:
+        with contextlib.suppress(trio.RunFinishedError):  # nobody is left to hear it
             self._trio_token.run_sync_soon(function, *arguments)
-        except trio.RunFinishedError:
-            pass  # nobody is left to hear it
 
     async def stop(self) -> None:
         """End the thread when it has done what was asked so far. Not cancellable."""
@@ -117,6 +139,8 @@ class DeviceThread:
                     return
                 call()
                 busy = True
+        except BaseException as error:
+            self.deliver(_raise, error)
         finally:
             # Without it the process may abort at exit ("terminate called without an active
             # exception"), so it must be the last that the thread does with MLX.

@@ -1,15 +1,15 @@
-"""What a loaded model's cache and its largest step take, found without running it where possible."""
+"""What a loaded model's cache and its largest step take, with as little run as possible."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from wiredactors.engine.cache import grows_whole
+from wiredactors.engine.cache import arrays_of, is_plain, is_rotating, parts
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
 from wiredactors.memory.errors import ModelLoadError
 from wiredactors.memory.units import MIB
-from wiredactors.scheduling.buckets import STEP_TOKENS, CacheCost
+from wiredactors.scheduling.buckets import STEP_TOKENS, CacheCost, WindowCost
 
 #: Added to the predicted workspace, once for all models: at least this much, ...
 MARGIN_BYTES = 16 * MIB
@@ -18,11 +18,11 @@ MARGIN_SHARE = 0.02
 
 
 def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
-    """What one row's cache takes, by building it for two lengths.
+    """What one row's cache takes, from one step of a prompt.
 
-    Shapes are exact before anything is evaluated, so key-value caches are only traced. Other kinds
-    keep more alive than they report (a slice holds the whole activation that it was cut from), so
-    those are evaluated and their buffers read.
+    Shapes are exact before anything is evaluated, so keys and values are only traced. Other kinds
+    (states) do not grow, and keep more alive than they report (a slice holds the whole activation
+    that it was cut from), so those are evaluated and their buffers read.
 
     Raises:
         ModelLoadError: the model's cache cannot be shared by a batch.
@@ -36,29 +36,35 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
             f"the model's cache ({type(caches[0]).__name__}) cannot be shared by several jobs, "
             "which is not supported yet: load another model"
         ) from error
-    exact = all(grows_whole(cache) for cache in batch)
-    unit = max(STEP_TOKENS, prefill_step_size)
-    chunks = [unit - prefill_step_size, prefill_step_size]
-    sizes = []
-    for _ in range(2):
-        for chunk in filter(None, chunks):
-            model(mx.zeros((1, chunk), mx.int32), cache=batch)
-        sizes.append([_cache_bytes(cache, exact, mx) for cache in batch])
-    steps = unit // STEP_TOKENS
-    growth = [(after - before) // steps for before, after in zip(*sizes, strict=True)]
+    model(mx.zeros((1, prefill_step_size), mx.int32), cache=batch)
+    steps, states = [0], [0]
+    windows: dict[int, list[int]] = {}
+    for part in (part for cache in batch for part in parts(cache)):
+        if is_plain(part):
+            steps.append(_token_bytes(part) * STEP_TOKENS)
+        elif is_rotating(part):
+            # While a prompt is read it keeps a window for the first token of the chunk, too.
+            most = part.max_size + prefill_step_size - 1
+            windows.setdefault(most, []).append(_token_bytes(part))
+        else:
+            arrays = arrays_of(part)
+            mx.eval(arrays)
+            states.append(int(mx.get_array_buffer_size(arrays)))
     return CacheCost(
-        fixed_bytes=max(0, sum(sizes[0]) - steps * sum(growth)),
-        step_bytes=sum(growth),
-        copy_bytes=max(growth),
-        grows_whole=exact,
+        fixed_bytes=sum(states) + max(states),
+        step_bytes=sum(steps),
+        copy_bytes=max(steps),
+        windows=tuple(
+            WindowCost(most_tokens=most, token_bytes=sum(sizes), copy_bytes=max(sizes))
+            for most, sizes in windows.items()
+        ),
     )
 
 
-def _cache_bytes(cache: Any, exact: bool, mx: Any) -> int:
-    if exact:
-        return int(cache.nbytes)
-    mx.eval(cache.state)
-    return int(mx.get_array_buffer_size(cache.state))
+def _token_bytes(part: Any) -> int:
+    if part.keys is None:  # a layer that uses another's
+        return 0
+    return int((part.keys.nbytes + part.values.nbytes) // part.keys.shape[2])
 
 
 def workspace_bytes(
@@ -75,13 +81,34 @@ def workspace_bytes(
     hidden = int(text.get("hidden_size") or text.get("d_model") or text.get("n_embd") or 1024)
     inner = int(text.get("intermediate_size") or text.get("moe_intermediate_size") or 4 * hidden)
     inner *= int(text.get("num_experts_per_tok") or text.get("num_experts_per_token") or 1)
-    heads = int(text.get("num_attention_heads") or text.get("num_heads") or 1)
+    heads = int(text.get("num_attention_heads") or text.get("n_heads") or text.get("n_head") or 0)
     context = context_length(config)
     vocabulary = int(text.get("vocab_size") or 0)
     per_token = 4 * (5 * inner + 6 * hidden)
     if not fused_attention:
         per_token += 4 * heads * context + context
+    per_token += _state_space_bytes(text, prefill_step_size)
     return prefill_step_size * per_token + rows * 4 * 4 * vocabulary
+
+
+def _state_space_bytes(text: Mapping[str, Any], prefill_step_size: int) -> int:
+    """Bytes for each token of a prefill step in a state-space layer (mamba2, hybrids).
+
+    mlx-lm reads a prompt there in chunks of 256 with several matrices of chunk x chunk for each
+    head. The factors bound what tiny models of 4 to 16 heads took on the CPU (by 1.1 to 1.5).
+    """
+    state = int(
+        text.get("mamba_d_state") or text.get("ssm_state_size") or text.get("state_size") or 0
+    )
+    if not state:
+        return 0
+    heads = int(
+        text.get("mamba_n_heads") or text.get("mamba_num_heads") or text.get("num_heads") or 1
+    )
+    width = int(
+        text.get("mamba_d_head") or text.get("mamba_head_dim") or text.get("head_dim") or 64
+    )
+    return 4 * heads * (6 * min(prefill_step_size, 256) + 8 * state + 16 * width)
 
 
 def context_length(config: Mapping[str, Any]) -> int:

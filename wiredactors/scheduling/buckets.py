@@ -2,8 +2,8 @@
 
 A batch is a rectangle: each row holds as much as the longest. So rows are grouped by the longest
 that they can become, in steps of 256 tokens, mlx-lm's unit of cache growth. Every row of a bucket
-is charged the whole bucket, and a batch of a bucket never needs more than rows x bucket, as long
-as its cache grows in whole steps; the engine cuts it back to whole steps whenever rows leave.
+is charged the whole bucket, and a batch of a bucket never needs more than rows x bucket: the engine
+cuts it back to whole steps whenever rows join or leave.
 """
 
 from __future__ import annotations
@@ -20,6 +20,21 @@ def bucket_tokens(total_tokens: int) -> int:
 
 
 @attrs.frozen(kw_only=True)
+class WindowCost:
+    """What sliding-window layers of one window size take.
+
+    Attributes:
+        most_tokens: a cache of theirs never holds more.
+        token_bytes: for each token, in all these layers.
+        copy_bytes: for each token, in the layer of these that holds most.
+    """
+
+    most_tokens: int
+    token_bytes: int
+    copy_bytes: int
+
+
+@attrs.frozen(kw_only=True)
 class CacheCost:
     """What one row's cache takes, as measured on the loaded model. Sizes are bytes.
 
@@ -28,18 +43,23 @@ class CacheCost:
         step_bytes: for each 256 tokens.
         copy_bytes: for each 256 tokens in the layer that holds most: when rows join or leave, one
             layer of the batch at a time is copied.
-        grows_whole: the cache can be cut back to whole steps. One that cannot (a rotating one)
-            may outgrow its longest row by up to a step.
+        windows: sliding-window layers. Their caches grow by 256 tokens from wherever the prompt
+            ended, so that they may outgrow the row's whole steps by one.
     """
 
     fixed_bytes: int
     step_bytes: int
     copy_bytes: int
-    grows_whole: bool
+    windows: tuple[WindowCost, ...] = ()
 
     def row_bytes(self, total_tokens: int) -> int:
         """What a row that can become `total_tokens` long is charged."""
-        steps = bucket_tokens(total_tokens) // STEP_TOKENS
-        if not self.grows_whole:
-            steps += 1
-        return self.fixed_bytes + steps * (self.step_bytes + self.copy_bytes)
+        bucket = bucket_tokens(total_tokens)
+        steps = bucket // STEP_TOKENS
+        size = self.fixed_bytes + steps * self.step_bytes
+        copy = steps * self.copy_bytes
+        for window in self.windows:
+            tokens = min(bucket + STEP_TOKENS, window.most_tokens)
+            size += tokens * window.token_bytes
+            copy = max(copy, tokens * window.copy_bytes)
+        return size + copy
