@@ -64,7 +64,6 @@ class ModelledModel:
             fixed_bytes=0,
             step_bytes=STEP_TOKENS * self.kv_bytes_per_token,
             copy_bytes=0,
-            grows_whole=True,
         )
 
     def encode(self, prompt: Prompt) -> list[int]:
