@@ -267,6 +267,7 @@ async def test_memory_is_modelled_and_reported(autojump_clock: MockClock) -> Non
         "submit",
         "let_go",
         "unload",
+        "close",
     ]
 
 

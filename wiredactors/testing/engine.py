@@ -39,8 +39,9 @@ class EngineRecord:
 
     Attributes:
         time: when, on trio's clock.
-        what: "load", "unload", "submit", "let_go" (of a row) or "step".
-        model: whose it is.
+        what: "load", "unload", "submit", "let_go" (of a row), "step", or "close", which shows what
+            was left when the engine closed.
+        model: whose it is; "" for "close".
         row_id: of "submit" and "let_go".
         held_bytes: what the engine really holds.
         charged_bytes: what the tickets of all that it holds should sum up to.
@@ -176,6 +177,7 @@ class ModelledEngine:
         self._wake.set()
         with trio.CancelScope(shield=True):
             await self._closed.wait()
+        self._record("close", "")
         self._batches.clear()
         self._models.clear()
 
