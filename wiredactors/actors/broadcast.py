@@ -15,13 +15,36 @@ from wiredactors.memory.events import EventKind, Snapshot, WiredMemoryEvent
 class _Subscriber:
     send: trio.MemorySendChannel[WiredMemoryEvent]
     missed: int = 0
+    last_missed: WiredMemoryEvent | None = None
+
+    def miss(self, event: WiredMemoryEvent) -> None:
+        self.missed += 1
+        self.last_missed = event
+
+    def take_missed(self) -> WiredMemoryEvent | None:
+        """The record of what was lost since the last one."""
+        missed, last = self.missed, self.last_missed
+        self.missed, self.last_missed = 0, None
+        if last is None:
+            return None
+        return WiredMemoryEvent(
+            kind=EventKind.MISSED,
+            sequence=last.sequence,
+            timestamp=last.timestamp,
+            active_count=last.active_count,
+            waiter_count=last.waiter_count,
+            missed=missed,
+        )
 
 
 class EventStream:
     """What one subscriber reads: `async for event in stream`."""
 
-    def __init__(self, receive: trio.MemoryReceiveChannel[WiredMemoryEvent]):
+    def __init__(
+        self, receive: trio.MemoryReceiveChannel[WiredMemoryEvent], subscriber: _Subscriber
+    ):
         self._receive = receive
+        self._subscriber = subscriber
 
     def __aiter__(self) -> EventStream:
         return self
@@ -30,11 +53,20 @@ class EventStream:
         try:
             return await self._receive.receive()
         except trio.EndOfChannel:
-            raise StopAsyncIteration from None
+            missed = self._subscriber.take_missed()
+            if missed is None:
+                raise StopAsyncIteration from None
+            return missed
 
     def receive_nowait(self) -> WiredMemoryEvent:
         """The next event if there is one; raises `trio.WouldBlock` or `trio.EndOfChannel`."""
-        return self._receive.receive_nowait()
+        try:
+            return self._receive.receive_nowait()
+        except trio.EndOfChannel:
+            missed = self._subscriber.take_missed()
+            if missed is None:
+                raise
+            return missed
 
 
 class Broadcast:
@@ -56,14 +88,12 @@ class Broadcast:
         # The record of the lost ones goes first, so there must be room for both.
         statistics = subscriber.send.statistics()
         room = statistics.max_buffer_size - statistics.current_buffer_used
-        if statistics.tasks_waiting_receive:
-            room += 1
         if room < (2 if subscriber.missed else 1):
-            subscriber.missed += 1
+            subscriber.miss(event)
             return
-        if subscriber.missed:
-            subscriber.send.send_nowait(_missed(subscriber.missed, event))
-            subscriber.missed = 0
+        missed = subscriber.take_missed()
+        if missed is not None:
+            subscriber.send.send_nowait(missed)
         subscriber.send.send_nowait(event)
 
     @contextlib.asynccontextmanager
@@ -96,28 +126,19 @@ class Broadcast:
             self._subscribers.append(subscriber)
         try:
             with receive:
-                yield EventStream(receive)
+                yield EventStream(receive, subscriber)
         finally:
             if subscriber in self._subscribers:
                 self._subscribers.remove(subscriber)
             send.close()
 
-    def close(self) -> None:
+    def end_streams(self) -> None:
         """End every stream, after what its subscriber has not read yet."""
-        self._closed = True
         for subscriber in self._subscribers:
             subscriber.send.close()
         self._subscribers.clear()
 
-
-def _missed(count: int, before: WiredMemoryEvent) -> WiredMemoryEvent:
-    return attrs.evolve(
-        WiredMemoryEvent(
-            kind=EventKind.MISSED,
-            sequence=before.sequence - 1,
-            timestamp=before.timestamp,
-            active_count=before.active_count,
-            waiter_count=before.waiter_count,
-        ),
-        missed=count,
-    )
+    def close(self) -> None:
+        """End every stream, and those that are opened from now on at once."""
+        self._closed = True
+        self.end_streams()

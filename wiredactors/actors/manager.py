@@ -17,40 +17,15 @@ import attrs
 import trio
 
 from wiredactors.actors.broadcast import Broadcast, EventStream
-from wiredactors.actors.protocol import DeferredLimitBackend, LimitBackend
+from wiredactors.actors.protocol import LimitBackend
+from wiredactors.actors.request import Request
 from wiredactors.memory import messages as m
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.errors import ManagerClosed
 from wiredactors.memory.events import EventKind, Explanation, Snapshot
 from wiredactors.memory.ledger import Ledger
 from wiredactors.memory.tickets import WiredMemoryTicket
-
-
-class _Request:
-    """A question to the manager whose sender waits for the answer."""
-
-    __slots__ = ("_answered", "_error", "_limit", "new_size", "ticket")
-
-    def __init__(self, ticket: WiredMemoryTicket | None = None, new_size: int | None = None):
-        self.ticket = ticket
-        self.new_size = new_size
-        self._answered = trio.Event()
-        self._limit = 0
-        self._error: Exception | None = None
-
-    def answer(self, limit: int) -> None:
-        self._limit = limit
-        self._answered.set()
-
-    def refuse(self, error: Exception) -> None:
-        self._error = error
-        self._answered.set()
-
-    async def wait(self) -> int:
-        await self._answered.wait()
-        if self._error is not None:
-            raise self._error
-        return self._limit
+from wiredactors.memory.units import checked_size
 
 
 class WiredMemoryManager:
@@ -74,16 +49,19 @@ class WiredMemoryManager:
         """
         self._owner = owner
         self._backend = backend
+        # One that sets the limit elsewhere, and says when it has.
+        self._write_deferred = getattr(backend, "write_wired_limit", None)
         self._ceiling_of = ceiling_of
+        self._supported = supported
         self._inert = not supported and not configuration.policy_only_when_unsupported
         self._ledger = Ledger(
             configuration,
             ceiling=ceiling_of(configuration),
-            writes=supported and configuration.wired_mode != "off",
+            writes=supported,
         )
         self._broadcast = Broadcast()
-        if not configuration.debug_events or self._inert:
-            self._broadcast.close()
+        self._open_requests: set[Request] = set()
+        self._updating = trio.Lock()
         self._send, self._receive = trio.open_memory_channel[m.Command](math.inf)
 
     # -- for people
@@ -100,11 +78,19 @@ class WiredMemoryManager:
         misses some, and reads how many in a record of kind `missed`. It ends when the manager
         closes.
         """
-        buffer = self.configuration.event_buffer
-        async with self._broadcast.subscribe(
-            self.snapshot, trio.current_time(), buffer=buffer
+        broadcast = self._broadcast
+        if self._inert or not self.configuration.debug_events:
+            broadcast = Broadcast()
+            broadcast.close()
+        async with broadcast.subscribe(
+            self.snapshot, trio.current_time(), buffer=self.configuration.event_buffer
         ) as stream:
             yield stream
+
+    @property
+    def baseline(self) -> int:
+        """The limit in bytes that is restored when the last active ticket ends."""
+        return self._ledger.baseline
 
     def snapshot(self) -> Snapshot:
         """The state of the ledger now, frozen."""
@@ -124,16 +110,16 @@ class WiredMemoryManager:
 
         Raises:
             ManagerBusy: tickets are active or wait; reservations do not hinder it.
-            ValueError: a value is out of its range.
+            ValueError: a value is out of its range, or decided for good when the manager opened.
             TypeError: there is no such field.
         """
-        configuration = attrs.evolve(self.configuration, **changes)
-        if self._inert:
-            return
-        ceiling = self._ceiling_of(configuration)
-        request = _Request()
-        self._post(m.Configure(configuration, ceiling, request))
-        await request.wait()
+        async with self._updating:  # two at once must not undo each other's changes
+            configuration = attrs.evolve(self.configuration, **changes)
+            was = self.configuration.policy_only_when_unsupported
+            if not self._supported and configuration.policy_only_when_unsupported != was:
+                raise ValueError("policy_only_when_unsupported is decided when the manager opens")
+            request = Request()
+            await self._ask(m.Configure(configuration, self._ceiling_of(configuration), request))
 
     # -- for tickets
 
@@ -142,63 +128,72 @@ class WiredMemoryManager:
         if self._inert:
             await trio.lowlevel.checkpoint()
             return 0
-        request = _Request(ticket)
-        self._post(
-            m.Start(
-                ticket_id=ticket.id,
-                size=ticket.size,
-                kind=ticket.kind,
-                policy=ticket.policy,
-                reply=request,
-                priority=ticket.priority,
-                pinned=ticket.pinned,
-                reclaimable=ticket.reclaimable,
-                requires=ticket.requires,
-                exclusive=exclusive,
-            )
+        request = Request(ticket)
+        start = m.Start(
+            ticket_id=ticket.id,
+            size=ticket.size,
+            kind=ticket.kind,
+            policy=ticket.policy,
+            reply=request,
+            priority=ticket.priority,
+            pinned=ticket.pinned,
+            reclaimable=ticket.reclaimable,
+            requires=ticket.requires,
+            exclusive=exclusive,
         )
-        try:
-            return await request.wait()
-        except trio.Cancelled:
-            self._post_if_open(m.CancelStart(ticket.id, request))
-            raise
+        return await self._ask(start, m.CancelStart(ticket.id, request))
 
     async def end_ticket(self, ticket: WiredMemoryTicket) -> int:
         """See `WiredMemoryTicket.end`."""
-        request = _Request(ticket)
-        if self._inert or not self._post_if_open(m.End(ticket.id, request)):
+        if self._inert:
             await trio.lowlevel.checkpoint()
             return 0
-        return await request.wait()
+        try:
+            return await self._ask(m.End(ticket.id, Request(ticket)))
+        except ManagerClosed:  # it has ended all that there was
+            return 0
 
     def end_ticket_nowait(self, ticket: WiredMemoryTicket) -> None:
-        """See `WiredMemoryTicket.end_nowait`. After the manager has closed there is nothing left."""
+        """See `WiredMemoryTicket.end_nowait`. After closing there is nothing left to end."""
         if not self._inert:
-            self._post_if_open(m.End(ticket.id))
+            self._post(m.End(ticket.id))
 
     async def resize_ticket(self, ticket: WiredMemoryTicket, size: int) -> int:
         """See `WiredMemoryTicket.resize`."""
-        if self._inert:
+        if self._inert or self._closed:  # it holds nothing here
             ticket.size = size
             await trio.lowlevel.checkpoint()
             return 0
-        request = _Request(ticket, new_size=size)
-        self._post(m.Resize(ticket.id, size, request))
+        request = Request(ticket, new_size=size)
+        return await self._ask(
+            m.Resize(ticket.id, size, request), m.CancelResize(ticket.id, request)
+        )
+
+    async def _ask(self, command: m.Asking, undo: m.Command | None = None) -> int:
+        """Send a command and wait for the answer; `undo` goes out if the wait is given up."""
+        request: Request = command.reply
+        if not self._post(command):
+            raise ManagerClosed("the manager has closed: open one round all that uses its tickets")
+        self._open_requests.add(request)
         try:
-            return await request.wait()
-        except trio.Cancelled:
-            self._post_if_open(m.CancelResize(ticket.id, request))
+            await request.answered.wait()
+        except BaseException:
+            if undo is not None:
+                self._post(undo)
             raise
+        finally:
+            self._open_requests.discard(request)
+        return request.outcome()
 
     # -- for the other actors
 
     def note(self, kind: EventKind, **fields: Any) -> None:
         """Put an event of a model or a job into the stream, numbered like all others."""
-        self._post_if_open(m.Note(kind, **fields))
+        self._post(m.Note(kind, **fields))
 
     def report_foreign_write(self, limit: int) -> None:
         """Other code in this process tried to set the wired limit. Call it on the trio thread."""
-        self._post_if_open(m.ForeignWrite(limit))
+        self._post(m.ForeignWrite(limit))
 
     # -- the task
 
@@ -207,17 +202,22 @@ class WiredMemoryManager:
 
         Shielded: whoever cancels the application must not lose the ends of its tickets.
         """
-        with trio.CancelScope(shield=True), self._receive:
-            while not self._ledger.finished:
-                deadline = self._ledger.deadline
-                with trio.move_on_at(math.inf if deadline is None else deadline):
-                    self._take(await self._receive.receive())
-                self._drain()
-        self._broadcast.close()
+        try:
+            with trio.CancelScope(shield=True), self._receive:
+                while not self._ledger.finished:
+                    deadline = self._ledger.deadline
+                    with trio.move_on_at(math.inf if deadline is None else deadline):
+                        self._take(await self._receive.receive())
+                    self._drain()
+        finally:
+            # Whoever still asks, also inside a shield of its own, must not wait for ever.
+            for request in self._open_requests:
+                request.refuse(ManagerClosed("the manager has closed"))
+            self._broadcast.close()
 
     def close(self) -> None:
         """End everything; `run` returns when the baseline is back."""
-        self._post_if_open(m.Close())
+        self._post(m.Close())
 
     def _drain(self) -> None:
         """Take all that has come, then settle the limit once."""
@@ -229,7 +229,11 @@ class WiredMemoryManager:
     def _take(self, command: m.Command) -> None:
         self._carry_out(self._ledger.receive(command, trio.current_time()))
         if isinstance(command, m.CancelResize):
-            self._tell_size(command.reply)
+            held = self._ledger.size_of(command.ticket_id)
+            if held is not None:  # it may have grown before it was cancelled
+                command.reply.ticket.size = held
+        elif isinstance(command, m.Configure) and not self.configuration.debug_events:
+            self._broadcast.end_streams()
 
     def _settle(self) -> None:
         self._carry_out(self._ledger.settle(trio.current_time()))
@@ -249,20 +253,17 @@ class WiredMemoryManager:
                 case _:
                     assert_never(effect)
 
-    def _tell_size(self, request: _Request) -> None:
-        """A resize has (or has not) taken effect: the ticket says what the ledger holds."""
+    def _tell_size(self, request: Request) -> None:
+        """A resize has taken effect: the ticket says what the ledger holds."""
         if request.new_size is not None and request.ticket is not None:
             held = self._ledger.size_of(request.ticket.id)
             request.ticket.size = request.new_size if held is None else held
 
     def _write_limit(self, limit: int) -> None:
-        if isinstance(self._backend, DeferredLimitBackend):
-            self._backend.write_wired_limit(
-                limit,
-                lambda previous, error: self._post_if_open(_outcome(limit, previous, error)),
-            )
-            return
         try:
+            if self._write_deferred is not None:
+                self._write_deferred(limit, _Outcome(limit, self._post))
+                return
             with self._owner():
                 previous = self._backend.set_wired_limit(limit)
             outcome = _outcome(limit, previous, None)
@@ -271,11 +272,11 @@ class WiredMemoryManager:
         self._take(outcome)
         self._settle()
 
-    def _post(self, command: m.Command) -> None:
-        if not self._post_if_open(command):
-            raise ManagerClosed("the manager has closed: open one round all that uses its tickets")
+    @property
+    def _closed(self) -> bool:
+        return self._receive.statistics().open_receive_channels == 0
 
-    def _post_if_open(self, command: m.Command) -> bool:
+    def _post(self, command: m.Command) -> bool:
         """Put a command into the mailbox; whether anybody is left to read it."""
         try:
             self._send.send_nowait(command)
@@ -284,7 +285,23 @@ class WiredMemoryManager:
         return True
 
 
+class _Outcome:
+    """What a deferred backend calls, on the trio thread, when its write is done; once counts."""
+
+    def __init__(self, limit: int, post: Callable[[m.Command], bool]):
+        self._limit = limit
+        self._post: Callable[[m.Command], bool] | None = post
+
+    def __call__(self, previous: int | None, error: BaseException | None) -> None:
+        post, self._post = self._post, None
+        if post is not None:
+            post(_outcome(self._limit, previous, error))
+
+
 def _outcome(limit: int, previous: object, error: BaseException | None) -> m.Command:
     if error is not None:
         return m.LimitRefused(limit, f"{type(error).__name__}: {error}")
-    return m.LimitWritten(limit, previous if isinstance(previous, int) else None)
+    try:
+        return m.LimitWritten(limit, checked_size(previous, "the previous limit"))
+    except (TypeError, ValueError):  # None, or nothing that could be restored
+        return m.LimitWritten(limit, None)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import trio
 
 from wiredactors.actors.manager import WiredMemoryManager
+from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.protocol import LimitBackend
 from wiredactors.engine.backend import DeviceLimitBackend, device_memory
 from wiredactors.engine.guard import LimitGuard
@@ -15,6 +16,7 @@ from wiredactors.engine.machine import host_memory_bytes
 from wiredactors.memory.configuration import WiredMemoryConfiguration, ceiling_of
 from wiredactors.memory.errors import ManagerAlreadyOpen
 from wiredactors.memory.tickets import open_manager_slot
+from wiredactors.memory.units import checked_size
 
 
 @contextlib.asynccontextmanager
@@ -70,27 +72,23 @@ async def open_manager_with(
 
         trio_token.run_sync_soon(tell)
 
-    guard = LimitGuard(report, baseline=lambda: manager.snapshot().baseline if manager else 0)
-    chosen = backend_for(guard) or DeviceLimitBackend(device_memory(), guard.write)
+    # On any thread, where a whole snapshot could be taken amid a change.
+    guard = LimitGuard(report, baseline=lambda: manager.baseline if manager else 0)
+    chosen = backend_for(guard)
+    if chosen is None:
+        chosen = DeviceLimitBackend(device_memory(), guard.write)
     manager = _make_manager(configuration, chosen, guard, pool_bytes)
-    failure: BaseException | None = None
     with guard:
         open_manager_slot.manager = manager
         try:
-            async with trio.open_nursery() as nursery:
+            async with open_bare_nursery() as nursery:
                 nursery.start_soon(manager.run)
                 try:
                     yield manager
-                except BaseException as error:
-                    # Raised again below: a body's exception leaves bare, not in the group that a
-                    # nursery would make of it.
-                    failure = error
                 finally:
                     manager.close()
         finally:
             open_manager_slot.manager = None
-    if failure is not None:
-        raise failure
 
 
 def _make_manager(
@@ -102,6 +100,8 @@ def _make_manager(
     """Read the backend's facts once, and give the manager a ceiling that follows from them."""
     supported = backend.supported
     recommended = backend.recommended_working_set_bytes()
+    if recommended is not None:
+        recommended = checked_size(recommended, "the recommended working set")
     total = getattr(backend, "total_memory_bytes", host_memory_bytes)()
 
     def ceiling(configuration: WiredMemoryConfiguration) -> int | None:

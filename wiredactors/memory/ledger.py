@@ -106,6 +106,11 @@ class Ledger:
         return self._taken()
 
     @property
+    def baseline(self) -> int:
+        """The limit to come back to."""
+        return self._book.baseline
+
+    @property
     def deadline(self) -> float | None:
         """When to call `settle` again if no command comes before."""
         return self._limit.deadline

@@ -127,6 +127,10 @@ Command = (
 )
 
 
+#: Commands whose sender waits for an answer.
+Asking = Start | End | Resize | Configure
+
+
 @attrs.frozen
 class Emit:
     event: WiredMemoryEvent

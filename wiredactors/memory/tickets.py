@@ -61,6 +61,8 @@ class WiredMemoryTicket:
         if kind not in get_args(TicketKind):
             raise ValueError(f"a ticket's kind is 'active' or 'reservation', not {kind!r}")
         self.size = checked_size(size, "a ticket's size")
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise TypeError(f"a ticket's priority must be an integer, not {priority!r}")
         self.policy = policy
         self.kind = kind
         self.priority = priority
@@ -111,12 +113,17 @@ class WiredMemoryTicket:
 
         It takes effect also in a cancelled scope. The end of a waiting ticket withdraws it; of
         one that does not run is ignored. The work must have stopped by now.
+
+        Raises:
+            NoManager: it never started, and nobody is there to ignore its end.
         """
-        return await self._manager_of_end.end_ticket(self)
+        return await (self._manager_in_use or self.manager).end_ticket(self)
 
     def end_nowait(self) -> None:
-        """As `end`, at once and without waiting for the limit: for a `finally`."""
-        self._manager_of_end.end_ticket_nowait(self)
+        """As `end`, at once and without waiting for the limit: for a `finally`, it never raises."""
+        manager = self._manager_in_use or self._manager or open_manager_slot.manager
+        if manager is not None:
+            manager.end_ticket_nowait(self)
 
     @contextlib.asynccontextmanager
     async def wired_limit(self) -> AsyncIterator[int]:
@@ -152,7 +159,3 @@ class WiredMemoryTicket:
 
     # Who admitted the ticket must also end it, though another manager may be open by then.
     _manager_in_use: TicketManager | None = None
-
-    @property
-    def _manager_of_end(self) -> TicketManager:
-        return self._manager_in_use or self.manager

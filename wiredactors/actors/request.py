@@ -1,0 +1,33 @@
+"""Requests: what a task asks of the manager, and waits for."""
+
+from __future__ import annotations
+
+import trio
+
+from wiredactors.memory.tickets import WiredMemoryTicket
+
+
+class Request:
+    """A question to the manager whose sender waits for the answer."""
+
+    __slots__ = ("_error", "_limit", "answered", "new_size", "ticket")
+
+    def __init__(self, ticket: WiredMemoryTicket | None = None, new_size: int | None = None):
+        self.ticket = ticket
+        self.new_size = new_size
+        self.answered = trio.Event()
+        self._limit = 0
+        self._error: Exception | None = None
+
+    def answer(self, limit: int) -> None:
+        self._limit = limit
+        self.answered.set()
+
+    def refuse(self, error: Exception) -> None:
+        self._error = error
+        self.answered.set()
+
+    def outcome(self) -> int:
+        if self._error is not None:
+            raise self._error
+        return self._limit
