@@ -580,8 +580,8 @@ class ClosingMachine(LedgerMachine):
 
 
 _quick = settings(
-    max_examples=60,
-    stateful_step_count=40,
+    max_examples=150,
+    stateful_step_count=50,
     deadline=None,
     derandomize=True,
     database=None,

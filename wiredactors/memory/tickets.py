@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TicketKind = Literal["active", "reservation"]
 
+_HIGHEST_PRIORITY = 1_000_000_000
 _numbers = itertools.count(1)
 
 
@@ -63,6 +64,8 @@ class WiredMemoryTicket:
         self.size = checked_size(size, "a ticket's size")
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise TypeError(f"a ticket's priority must be an integer, not {priority!r}")
+        if abs(priority) > _HIGHEST_PRIORITY:  # it is reckoned with in floats
+            raise ValueError(f"a ticket's priority must lie within {_HIGHEST_PRIORITY:,} of 0")
         self.policy = policy
         self.kind = kind
         self.priority = priority
