@@ -13,8 +13,9 @@ a result is exact.
 """
 
 from wiredactors.testing.backend import LimitWrite, RecordingBackend
-from wiredactors.testing.engine import EngineRecord, ModelledEngine
+from wiredactors.testing.engine import ModelledEngine
 from wiredactors.testing.model import ModelledModel
+from wiredactors.testing.record import EngineRecord
 
 __all__ = [
     "EngineRecord",

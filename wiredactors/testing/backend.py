@@ -13,10 +13,15 @@ The rules are those of MLX's metal/allocator.cpp and metal/resident.cpp:
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import attrs
 
+from wiredactors.actors.protocol import LimitBackend
 from wiredactors.memory.units import GIB
+
+#: What hears of a write that was asked for: the previous limit, or the error.
+Done = Callable[[int | None, BaseException | None], object]
 
 
 @attrs.frozen
@@ -170,3 +175,21 @@ class RecordingBackend:
             if self.wired_bytes <= self.limit:
                 break
             buffer.wired = False
+
+
+class QuietBackend:
+    """A backend that is written at an engine's quiet points: `ask` has it written soon."""
+
+    def __init__(self, backend: LimitBackend, ask: Callable[[int, Done], None]):
+        self._backend = backend
+        self.write_wired_limit = ask
+
+    @property
+    def supported(self) -> bool:
+        return self._backend.supported
+
+    def recommended_working_set_bytes(self) -> int | None:
+        return self._backend.recommended_working_set_bytes()
+
+    def set_wired_limit(self, limit: int) -> int | None:
+        return self._backend.set_wired_limit(limit)

@@ -24,37 +24,14 @@ from wiredactors.scheduling.requests import (
     StepReport,
 )
 from wiredactors.scheduling.turns import Turns
+from wiredactors.testing.backend import Done, QuietBackend
 from wiredactors.testing.model import ModelledModel
+from wiredactors.testing.record import EngineRecord
 
 #: A load looks so many times whether it was cancelled, and says as often how far it is.
 _LOAD_PARTS = 4
 
 _Key = tuple[str, int]  # a batch: its model's name and its bucket
-_Done = Callable[[int | None, BaseException | None], object]
-
-
-@attrs.frozen(kw_only=True)
-class EngineRecord:
-    """One thing that happened, with the memory just before it if it frees any, else just after.
-
-    Attributes:
-        time: when, on trio's clock.
-        what: "load", "unload", "submit", "let_go" (of a row), "step", or "close", which shows what
-            was left when the engine closed.
-        model: whose it is; "" for "close".
-        row_id: of "submit" and "let_go".
-        held_bytes: what the engine really holds.
-        charged_bytes: what the tickets of all that it holds should sum up to.
-        granted_bytes: what the ledger had granted.
-    """
-
-    time: float
-    what: str
-    model: str
-    row_id: str | None = None
-    held_bytes: int
-    charged_bytes: int
-    granted_bytes: int
 
 
 @attrs.define(eq=False)
@@ -108,7 +85,7 @@ class ModelledEngine:
         self._is_open = False
         self._wake = trio.Event()
         self._closed = trio.Event()
-        self._writes: list[tuple[int, _Done]] = []
+        self._writes: list[tuple[int, Done]] = []
         self._models: dict[str, ModelledModel] = {}
         self._loading: dict[str, ModelledModel] = {}
         self._options: dict[str, LoadOptions] = {}
@@ -182,7 +159,7 @@ class ModelledEngine:
         self._models.clear()
 
     def limit_backend(self, guard: Guard) -> LimitBackend | None:
-        return None if self._backend is None else _QuietBackend(self._backend, self)
+        return None if self._backend is None else QuietBackend(self._backend, self._ask_write)
 
     async def _run(self) -> None:
         while self._is_open:
@@ -347,7 +324,7 @@ class ModelledEngine:
 
     # -- limits
 
-    def _ask_write(self, limit: int, done: _Done) -> None:
+    def _ask_write(self, limit: int, done: Done) -> None:
         self._writes.append((limit, done))
         self._wake.set()
 
@@ -390,24 +367,3 @@ class _LoadedModel:
 
     async def unload(self) -> None:
         await self._engine.unload(self._name)
-
-
-class _QuietBackend:
-    """A backend that is written between two steps, as the real engine's."""
-
-    def __init__(self, backend: LimitBackend, engine: ModelledEngine):
-        self._backend = backend
-        self._engine = engine
-
-    @property
-    def supported(self) -> bool:
-        return self._backend.supported
-
-    def recommended_working_set_bytes(self) -> int | None:
-        return self._backend.recommended_working_set_bytes()
-
-    def set_wired_limit(self, limit: int) -> int | None:
-        return self._backend.set_wired_limit(limit)
-
-    def write_wired_limit(self, limit: int, done: _Done) -> None:
-        self._engine._ask_write(limit, done)
