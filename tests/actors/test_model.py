@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import attrs
 import pytest
@@ -41,10 +42,10 @@ SOURCES = {
 class House:
     """A runtime under a ceiling, and all that a test looks at."""
 
-    def __init__(self, ceiling: int = 1000 * M):
+    def __init__(self, ceiling: int = 1000 * M, **more: Any):
         self.engine = ModelledEngine(SOURCES)
         self.backend = RecordingBackend()
-        self.configuration = wa.WiredMemoryConfiguration(admission_ceiling=ceiling)
+        self.configuration = wa.WiredMemoryConfiguration(admission_ceiling=ceiling, **more)
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[wa.Runtime]:
@@ -291,6 +292,27 @@ async def test_a_load_that_is_cancelled_at_any_moment_leaves_nothing(
             await runtime.unload("second")
         with trio.fail_after(20):
             await runtime.load("wide", "second")  # the name is free
+
+
+async def test_of_two_loads_that_may_not_come_in_yet_one_can_be_cancelled(
+    autojump_clock: MockClock,
+) -> None:
+    house = House(overtake_seconds=0)  # nobody passes one that waits
+
+    async def wait_and_go() -> None:
+        async with held(1000 * M):
+            pass
+
+    async with house.opened() as runtime, trio.open_nursery() as nursery:
+        async with held(1000 * M):
+            nursery.start_soon(wait_and_go)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(runtime.load, "small", "first")
+            await wait_all_tasks_blocked()
+            with trio.fail_after(2), trio.move_on_after(1):
+                await runtime.load("small", "second")
+        await trio.sleep(5)
+        assert list(runtime.models) == ["first"]
 
 
 # -- unloading

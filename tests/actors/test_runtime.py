@@ -188,9 +188,44 @@ async def test_an_unload_under_way_returns_when_the_runtime_closes(
             await trio.sleep(2)
             outside.start_soon(note, runtime.unload, "model")
             await trio.sleep(2)
-        with trio.fail_after(2):
-            await wait_all_tasks_blocked()
-            assert len(done) == 2
+        await wait_all_tasks_blocked()
+        assert len(done) == 2
+        assert trio.current_time() <= 9  # the step under way is finished, the job is not
+
+
+async def test_cancelling_it_stops_jobs_of_other_tasks_though_its_body_takes_its_time(
+    autojump_clock: MockClock,
+) -> None:
+    house = House()
+    ends: list[float] = []
+    events: list[wa.WiredMemoryEvent] = []
+
+    async def long_job(model: wa.Model) -> None:
+        async with model.generate(PROMPT, max_tokens=100) as job:
+            await read_all(job)
+        ends.append(trio.current_time())
+
+    async def listen(runtime: wa.Runtime) -> None:
+        async with runtime.manager.events() as stream:
+            events.extend([event async for event in stream])
+
+    async with trio.open_nursery() as outside:
+        with trio.CancelScope() as scope:
+            async with house.open() as runtime:
+                outside.start_soon(listen, runtime)
+                model = await runtime.load("model")
+                outside.start_soon(long_job, model)
+                await trio.sleep(3.5)
+                scope.cancel()
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(50)
+    house.check(runtime)
+    assert ends == [pytest.approx(8)]
+    # It had been served, so it did not fail.
+    assert [event.kind for event in events if event.model and not event.job][-2:] == [
+        "model_ready",
+        "model_unloaded",
+    ]
 
 
 async def test_after_closing_nothing_can_be_loaded_or_generated(autojump_clock: MockClock) -> None:
