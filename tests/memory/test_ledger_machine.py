@@ -126,9 +126,9 @@ def _record(event: WiredMemoryEvent) -> dict[str, Any]:
 class LedgerMachine(RuleBasedStateMachine):
     @initialize(
         supported=st.sampled_from([True, True, True, False]),
-        ceiling=st.sampled_from([CEILING, CEILING, None]),
-        override=st.sampled_from([None, None, 12]),
-        device=st.sampled_from([0, 10, CEILING, None]),
+        ceiling=st.sampled_from([CEILING, CEILING, CEILING, None]),
+        override=st.sampled_from([None, None, None, 12]),
+        device=st.sampled_from([0, 10, 10, CEILING, None]),
         overtake_count=st.sampled_from([0, 1, 3]),
         max_waiters=st.sampled_from([None, None, 2]),
         mode=st.sampled_from(["policy", "policy", "policy", "off", "fit"]),
@@ -150,6 +150,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.requests: list[Request] = []
         self.sequence = 0
         self.under_way: int | None = None
+        self.learned: int | None = None  # from the first write that the backend took
         self.refusing = False
         self.deferring = False
         self.closed = False
@@ -178,6 +179,7 @@ class LedgerMachine(RuleBasedStateMachine):
     )
     def start_one(self, data, size, policy, kind, priority, pinned):
         live = [*self.state.tickets, *self.state.waiters]
+        live = [ticket for ticket in live if ticket.kind == "reservation"]
         required = data.draw(st.sampled_from([None, *live])) if live else None
         for ticket in self.idle()[:1]:
             self.start(
@@ -221,6 +223,15 @@ class LedgerMachine(RuleBasedStateMachine):
         for ticket in self.some_of(data, self.live()):
             self.send(m.End(ticket, self.request() if waits else None))
             assert ticket not in self.live()
+
+    @rule(ends=st.booleans())
+    def the_first_waiter_gives_up(self, ends):
+        for waiter in list(self.ledger._queue)[:1]:
+            if ends:
+                self.send(m.End(waiter.ticket_id))
+            else:
+                waiter.reply.cancelled = True
+                self.send(m.CancelStart(waiter.ticket_id, waiter.reply))
 
     @rule(ticket=st.sampled_from(TICKETS))
     def end_anyone(self, ticket):
@@ -387,6 +398,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 case m.Answer(request, limit):
                     assert not request.cancelled
                     request.answers += 1
+                    if isinstance(request.command, m.Start):
+                        assert self.ledger.size_of(request.command.ticket_id) is not None
                     assert isinstance(limit, int)
                 case m.Refuse(request, error):
                     assert not request.cancelled
@@ -400,6 +413,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.refusing:
             return m.LimitRefused(limit, "ValueError: no")
         previous = self.backend_limit
+        if self.learned is None:
+            leftover = previous is None or (self.ceiling is not None and previous >= self.ceiling)
+            self.learned = 0 if leftover else previous
         if previous is not None:
             self.backend_limit = limit
         return m.LimitWritten(limit, previous)
@@ -531,6 +547,30 @@ class LedgerMachine(RuleBasedStateMachine):
         assert not active or len(growing) < len(active)
 
     @invariant()
+    def the_baseline_is_what_was_there_before(self):
+        if self.learned is not None:
+            override = self.configuration.baseline_override
+            assert self.state.baseline == (self.learned if override is None else override)
+
+    @invariant()
+    def nobody_waits_who_can_never_come_in(self):
+        book, state = self.ledger._book, self.state
+        for waiter in [*self.ledger._queue, *self.ledger._admission.growers]:
+            stays = [
+                holding
+                for holding in book.holdings.values()
+                if holding is not waiter.holding
+                and (holding.pinned or holding.ticket_id in waiter.holding.requires)
+            ]
+            group = waiter.holding.group
+            policy = group.policy
+            held = [holding.size for holding in stays if holding.group is group]
+            assert policy.can_admit(state.baseline, held, waiter.wants)
+            bases = sum(g.policy.base_bytes for g in {group, *(h.group for h in stays)})
+            total = state.baseline + sum(h.size for h in stays) + bases + waiter.wants
+            assert self.ceiling is None or total <= self.ceiling
+
+    @invariant()
     def the_explanation_of_a_waiter_names_what_blocks_it(self):
         for ticket in self.state.waiters:
             explanation = self.ledger.explain(ticket.ticket_id, self.now)
@@ -580,8 +620,8 @@ class ClosingMachine(LedgerMachine):
 
 
 _quick = settings(
-    max_examples=150,
-    stateful_step_count=50,
+    max_examples=100,
+    stateful_step_count=40,
     deadline=None,
     derandomize=True,
     database=None,
