@@ -39,7 +39,6 @@ class Batch:
         self._mx = import_mlx()
         generate = import_mlx_lm("generate")
         self._tokenizer = loaded.tokenizer
-        self._vocabulary = len(loaded.tokenizer)
         # One prompt is prefilled at a time: that bounds the workspace, and how long a step takes.
         self._generator = generate.BatchGenerator(
             loaded.model,
@@ -63,7 +62,7 @@ class Batch:
         [uid] = self._generator.insert(
             [list(request.prompt)],
             max_tokens=[request.max_tokens],
-            samplers=[make_sampler(request.sampling, self._vocabulary)],
+            samplers=[make_sampler(request.sampling)],
             logits_processors=[make_logits_processors(request.sampling)],
         )
         self._rows[uid] = _Row(request, RowText(request, self._tokenizer), uid)

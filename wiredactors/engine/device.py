@@ -69,7 +69,8 @@ class DeviceThread:
     """Runs functions, and the steps of `work` between them, on one thread of its own.
 
     `work` does one step and says whether there was one to do. Neither it nor what is posted may
-    raise: everybody would wait for ever, so that ends the whole trio run, loudly.
+    raise: whoever waits for it would wait for ever. So that ends the whole trio run, loudly; the
+    thread goes on without `work`, for those who clean up.
     """
 
     def __init__(self, work: Callable[[], bool]):
@@ -125,6 +126,14 @@ class DeviceThread:
             await self._ended.wait()
         self._thread.join()
 
+    def _do(self, function: Callable[[], bool | None]) -> bool:
+        try:
+            return bool(function())
+        except BaseException as error:
+            self._work = lambda: False
+            self.deliver(_raise, without_locals(error))
+            return False
+
     def _run(self) -> None:
         mx = import_mlx()
         busy = False
@@ -133,14 +142,12 @@ class DeviceThread:
                 try:
                     call = self._calls.get(block=not busy)
                 except queue.Empty:
-                    busy = self._work()
+                    busy = self._do(self._work)
                     continue
                 if call is None:
                     return
-                call()
+                self._do(call)
                 busy = True
-        except BaseException as error:
-            self.deliver(_raise, error)
         finally:
             # Without it the process may abort at exit ("terminate called without an active
             # exception"), so it must be the last that the thread does with MLX.

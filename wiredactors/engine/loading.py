@@ -218,5 +218,5 @@ def _load_directory(path: Path, progress: Progress) -> tuple[Any, Any, Mapping[s
 def _flatten(tree: Any) -> list[tuple[str, Any]]:
     from mlx.utils import tree_flatten
 
-    flat: list[tuple[str, Any]] = tree_flatten(tree)
-    return flat
+    flat: Any = tree_flatten(tree)
+    return list(flat)

@@ -13,12 +13,12 @@ import trio
 
 from wiredactors.engine.backend import DeviceMemory, QuietLimitBackend, device_memory
 from wiredactors.engine.batch import Batch
-from wiredactors.engine.device import DeviceThread
+from wiredactors.engine.device import DeviceThread, without_locals
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
 from wiredactors.engine.loading import LoadAborted, LoadedModel, load, plan_load, resolve
 from wiredactors.engine.prompts import encode_prompt
 from wiredactors.engine.sizing import measure_cache
-from wiredactors.memory.errors import GenerationError, ModelLoadError
+from wiredactors.memory.errors import GenerationError
 from wiredactors.memory.units import MIB
 from wiredactors.scheduling.buckets import CacheCost, bucket_tokens
 from wiredactors.scheduling.requests import (
@@ -53,7 +53,7 @@ class MlxEngine:
         self._on_step: Callable[[StepReport], object] | None = None
         self._on_cpu = True
         self._memory = DeviceMemory(None, 0)
-        self._pool_before = 0
+        self._pool_before: int | None = None
 
     # -- life
 
@@ -65,7 +65,7 @@ class MlxEngine:
         try:
             await self.device.run(self._open)
         except BaseException:
-            await self.device.stop()
+            await self.close()
             raise
 
     def _open(self) -> None:
@@ -77,13 +77,16 @@ class MlxEngine:
 
     async def close(self) -> None:
         with trio.CancelScope(shield=True):
-            await self.device.run(self._close)
-            await self.device.stop()
+            try:
+                await self.device.run(self._close)
+            finally:
+                await self.device.stop()
 
     def _close(self) -> None:
         for name in list(self._models):
             self._unload(name)
-        self._mx.set_cache_limit(self._pool_before)
+        if self._pool_before is not None:
+            self._mx.set_cache_limit(self._pool_before)
 
     def limit_backend(self, guard: Any) -> QuietLimitBackend:
         self._owned = guard.owned
@@ -96,7 +99,8 @@ class MlxEngine:
     # -- models
 
     async def plan(self, source: str, options: LoadOptions) -> LoadPlan:
-        path = await trio.to_thread.run_sync(resolve, source)
+        # A download for the hub is left to itself when nobody waits for it any more.
+        path = await trio.to_thread.run_sync(resolve, source, abandon_on_cancel=True)
         return await self.device.run(
             functools.partial(plan_load, path, options, on_cpu=self._on_cpu)
         )
@@ -119,23 +123,18 @@ class MlxEngine:
             return await self.device.run(
                 functools.partial(self._load, name, plan, advance), abort=abort
             )
-        except trio.Cancelled:
+        except BaseException:  # it failed, or was cancelled when it had already succeeded
             with trio.CancelScope(shield=True):
                 await self.device.run(functools.partial(self._unload, name))
             raise
 
     def _load(self, name: str, plan: LoadPlan, advance: Callable[[int, int], None]) -> MlxModel:
-        if name in self._models:
-            raise ModelLoadError(f"a model named {name!r} is loaded already: give another name")
         with self._reported(name, "load"):
-            try:
-                loaded = load(plan, advance)
-                assert plan.options.prefill_step_size is not None
-                cost = measure_cache(loaded.model, plan.options.prefill_step_size)
-                weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
-            finally:
-                gc.collect()  # whatever a failed load has left, on the thread that made it
-                self._mx.clear_cache()
+            loaded = load(plan, advance)
+            assert plan.options.prefill_step_size is not None
+            cost = measure_cache(loaded.model, plan.options.prefill_step_size)
+            weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
+            self._mx.clear_cache()
         self._models[name] = loaded
         return MlxModel(self, name, loaded, cost, weights)
 
@@ -163,6 +162,7 @@ class MlxEngine:
             self._batches[key].insert(request)
         except Exception as error:
             failure = GenerationError(f"row {request.row_id} could not join: {error!r}")
+            failure.__cause__ = without_locals(error)
             output = RowOutput(row_id=request.row_id, error=failure)
             self.device.deliver(self._hand_over, [output], None)
 
@@ -190,6 +190,7 @@ class MlxEngine:
                 outputs = batch.step()
             except Exception as error:  # it has corrupted the batch, so all its rows fail
                 failure = GenerationError(f"a step of model {key[0]!r} failed: {error!r}")
+                failure.__cause__ = without_locals(error)
                 outputs = [RowOutput(row_id=row, error=failure) for row in batch.close()]
             report.outputs = outputs
             self._drop_if_empty(key)

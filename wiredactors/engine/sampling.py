@@ -11,20 +11,12 @@ from wiredactors.scheduling.requests import SamplingParameters
 Sampler = Callable[[Any], Any]
 
 
-def make_sampler(parameters: SamplingParameters, vocabulary: int) -> Sampler | None:
-    """The sampler for log-probabilities of shape [rows, `vocabulary`]; None is greedy.
+def make_sampler(parameters: SamplingParameters) -> Sampler | None:
+    """The sampler for log-probabilities of shape [rows, vocabulary]; None is greedy.
 
     None rather than a function for greedy rows, so that the batch sees that they sample alike.
     """
-    if parameters.temperature == 0:
-        return None
-    sampler: Sampler = import_mlx_lm("sample_utils").make_sampler(
-        temp=parameters.temperature,
-        top_p=parameters.top_p,
-        top_k=parameters.top_k if parameters.top_k < vocabulary else 0,  # all of them
-        min_p=parameters.min_p,
-    )
-    return sampler if parameters.seed is None else _Seeded(sampler, parameters.seed)
+    return None if parameters.temperature == 0 else _Sampler(parameters)
 
 
 def make_logits_processors(parameters: SamplingParameters) -> list[Callable[[Any, Any], Any]]:
@@ -39,25 +31,30 @@ def make_logits_processors(parameters: SamplingParameters) -> list[Callable[[Any
     return made
 
 
-class _Seeded:
-    """A sampler with a random state of its own.
+class _Sampler:
+    """The choices of one row, as mlx-lm's sampler makes them after `mx.random.seed(seed)`.
 
-    mlx-lm's samplers draw from MLX's global state, which every row of every model would advance:
-    the row's own state stands in for it during the call.
+    mlx-lm's draw from MLX's global state, which every row of every model advances. So a row with a
+    seed has a key of its own.
     """
 
-    def __init__(self, sampler: Sampler, seed: int):
-        self._sampler = sampler
+    def __init__(self, parameters: SamplingParameters):
+        self._parameters = parameters
+        self._functions = import_mlx_lm("sample_utils")
         self._random = import_mlx().random
-        # A key is two 32-bit words made of one 64-bit number; any integer is welcome as a seed.
-        self._key = self._random.key(seed % 2**64)
+        seed = parameters.seed
+        # A key is made of one 64-bit number; any integer is welcome as a seed.
+        self._key = None if seed is None else self._random.key(seed % 2**64)
 
     def __call__(self, logprobs: Any) -> Any:
-        state = self._random.state
-        others = state[0]
-        state[0] = self._key
-        try:
-            return self._sampler(logprobs)
-        finally:
-            self._key = state[0]
-            state[0] = others
+        parameters = self._parameters
+        if 0 < parameters.top_p < 1:
+            logprobs = self._functions.apply_top_p(logprobs, parameters.top_p)
+        if parameters.min_p > 0:
+            logprobs = self._functions.apply_min_p(logprobs, parameters.min_p)
+        if 0 < parameters.top_k < logprobs.shape[-1]:
+            logprobs = self._functions.apply_top_k(logprobs, parameters.top_k)
+        if self._key is None:
+            return self._functions.categorical_sampling(logprobs, parameters.temperature)
+        self._key, key = self._random.split(self._key)
+        return self._random.categorical(logprobs * (1 / parameters.temperature), key=key)

@@ -33,7 +33,9 @@ class RowText:
         if flush:
             self._detokenizer.finalize()
             text, stopped = self._pass(self._detokenizer.last_segment)
-            if self._stopping is not None and not stopped:
+            if stopped:
+                reason = "stop"
+            elif self._stopping is not None:
                 self._stopping, held, _ = self._machine.flush(self._stopping)
                 text += held
         return RowOutput(row_id=self._row_id, text=text, finish_reason=reason, kv_bytes=kv_bytes)

@@ -21,6 +21,11 @@ def _not_negative(instance: object, attribute: attrs.Attribute[Any], value: obje
         raise ValueError(f"{attribute.name} must be a number from 0, not {value!r}")
 
 
+def _count(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{attribute.name} must be an integer from 0, not {value!r}")
+
+
 def _share(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
         raise ValueError(f"{attribute.name} must lie between 0 and 1, not {value!r}")
@@ -55,7 +60,7 @@ class SamplingParameters:
 
     temperature: float = attrs.field(default=0.0, validator=_not_negative)
     top_p: float = attrs.field(default=1.0, validator=_share)
-    top_k: int = attrs.field(default=0, validator=_not_negative)
+    top_k: int = attrs.field(default=0, validator=_count)
     min_p: float = attrs.field(default=0.0, validator=_share)
     seed: int | None = attrs.field(default=None, validator=_optional_seed)
     stop: tuple[str, ...] = attrs.field(default=(), converter=_stops)

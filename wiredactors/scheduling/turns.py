@@ -12,15 +12,16 @@ class Turns(Generic[Key]):
     """A round robin over whoever has work: the one that has waited longest goes next."""
 
     def __init__(self) -> None:
-        self._order: list[Key] = []
+        self._order: dict[Key, None] = {}
 
     def next(self, ready: Iterable[Key]) -> Key | None:
         """The next of `ready`, which may change from call to call; None if nobody is."""
-        waiting = set(ready)
-        self._order = [key for key in self._order if key in waiting]
-        self._order += [key for key in waiting if key not in self._order]
-        if not self._order:
-            return None
-        chosen = self._order.pop(0)
-        self._order.append(chosen)
+        waiting = dict.fromkeys(ready)
+        order = {key: None for key in self._order if key in waiting}
+        order.update(waiting)  # the new ones, behind those that wait
+        self._order = order
+        chosen = next(iter(order), None)
+        if chosen is not None:
+            del order[chosen]
+            order[chosen] = None
         return chosen
