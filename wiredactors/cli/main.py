@@ -17,9 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="wiredactors",
         description="Serve several MLX language models from one process, inside one memory budget.",
     )
-    parser.add_argument(
-        "--version", action="version", version=importlib.metadata.version("wiredactors")
-    )
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo.add_to(commands)
     run.add_to(commands)
@@ -33,3 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("wiredactors: interrupted; everything has been given back", file=sys.stderr)
         return 130
     return status
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("wiredactors")
+    except importlib.metadata.PackageNotFoundError:  # run from a tree that was never installed
+        return "unknown (not installed)"
