@@ -6,9 +6,7 @@ from wiredactors.observe.board import Board
 
 def take(board, kind, **fields):
     details = fields.pop("details", {})
-    board.take(
-        WiredMemoryEvent(kind=kind, sequence=0, timestamp=0.0, details=details, **fields)
-    )
+    board.take(WiredMemoryEvent(kind=kind, sequence=0, timestamp=0.0, details=details, **fields))
 
 
 def test_a_model_goes_from_loading_to_unloaded_with_its_share_done():

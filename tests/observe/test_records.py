@@ -25,13 +25,15 @@ class OffMetal:
 async def some_events(configuration=None):
     """The events of two tickets of which one waits."""
     collected = []
-    async with trio.open_nursery() as nursery, wa.open_manager(configuration, OffMetal()) as manager:
+    async with (
+        trio.open_nursery() as nursery,
+        wa.open_manager(configuration, OffMetal()) as manager,
+    ):
 
         async def collect(task_status):
             async with manager.events() as events:
                 task_status.started()
-                async for event in events:
-                    collected.append(event)
+                collected.extend([event async for event in events])
 
         await nursery.start(collect)
         first = wa.WiredSumPolicy(cap=100).ticket(60)

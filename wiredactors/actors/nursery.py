@@ -21,10 +21,10 @@ async def open_bare_nursery() -> AsyncIterator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             try:
                 yield nursery
-            except BaseException as error:
+            except BaseException as error:  # noqa: ASYNC103  # raised again below
                 failure = error
                 nursery.cancel_scope.cancel()
-    except BaseException as others:
+    except BaseException as others:  # noqa: ASYNC103  # the body's own goes on instead
         if failure is None:
             raise
         if not _all_cancelled(others):

@@ -33,7 +33,7 @@ class _Call(Generic[T]):
     def run(self) -> None:
         try:
             self._value = self._function()
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103  # raised again on the trio thread
             self._error = without_locals(error)
 
     def result(self) -> T:
@@ -129,7 +129,7 @@ class DeviceThread:
     def _do(self, function: Callable[[], bool | None]) -> bool:
         try:
             return bool(function())
-        except BaseException as error:
+        except BaseException as error:  # noqa: ASYNC103  # raised again on the trio thread
             self._work = lambda: False
             self.deliver(_raise, without_locals(error))
             return False
