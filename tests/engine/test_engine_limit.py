@@ -51,7 +51,7 @@ async def collect(manager: Any, events: list[WiredMemoryEvent], started: trio.Ev
     async with manager.events() as stream:
         started.set()
         async for event in stream:
-            events.append(event)
+            events.append(event)  # noqa: PERF401 - they are read while they come
 
 
 def kinds(events: list[WiredMemoryEvent]) -> list[str]:

@@ -1,0 +1,180 @@
+"""A load is planned from headers, refused before it begins where it cannot end, and exact."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine import tiny
+from wiredactors.engine.loading import load, plan_load, resolve
+from wiredactors.engine.sizing import context_length, measure_cache, workspace_bytes
+from wiredactors.memory.errors import ModelLoadError
+from wiredactors.memory.units import KIB
+from wiredactors.scheduling.requests import LoadOptions
+
+mx = pytest.importorskip("mlx.core")
+pytest.importorskip("mlx_lm")
+
+
+@pytest.fixture
+def directory(tiny_model: Callable[..., Path], tmp_path: Path) -> Path:
+    """A copy of a tiny model, to spoil."""
+    return Path(shutil.copytree(tiny_model("llama"), tmp_path / "model"))
+
+
+def plan(path: Path, **options: Any) -> Any:
+    return plan_load(path, LoadOptions(**options), on_cpu=True)
+
+
+def nothing(done: int, total: int) -> None:
+    pass
+
+
+class TestPlan:
+    @pytest.mark.parametrize("name", tiny.CONFIGS)
+    def test_weights_are_predicted_exactly_and_the_peak_is_not_passed(
+        self, tiny_model: Callable[..., Path], name: str
+    ) -> None:
+        before = mx.set_cache_limit(0)
+        try:
+            planned = plan(tiny_model(name))
+            active = mx.get_active_memory()
+            mx.reset_peak_memory()
+            done: list[tuple[int, int]] = []
+            loaded = load(planned, lambda *progress: done.append(progress))
+            assert mx.get_peak_memory() - active <= planned.peak_bytes
+            assert abs(mx.get_active_memory() - active - planned.weight_bytes) < 4 * KIB
+            assert done[-1] == (planned.weight_bytes, planned.weight_bytes)
+            assert done == sorted(done)
+            assert loaded.context_length == (
+                tiny.CONTEXT if name != "parallel_hybrid" else loaded.context_length
+            )
+        finally:
+            mx.set_cache_limit(before)
+
+    def test_the_devices_defaults_are_filled_in(self, directory: Path) -> None:
+        assert plan(directory).options == LoadOptions(dtype="float32", prefill_step_size=64)
+        gpu = plan_load(directory, LoadOptions(max_batch_size=3), on_cpu=False).options
+        assert gpu == LoadOptions(dtype="float16", prefill_step_size=512, max_batch_size=3)
+
+    def test_a_model_without_attention_is_charged_no_scores(self) -> None:
+        config = tiny.CONFIGS["state_space"]
+        longer = {**config, "max_position_embeddings": 1 << 20}
+        sizes = [
+            workspace_bytes(each, prefill_step_size=64, rows=1, fused_attention=False)
+            for each in (config, longer)
+        ]
+        assert sizes[1] - sizes[0] <= 64 * (1 << 20)  # the mask's byte, at most
+
+    def test_a_context_that_no_config_names_is_large(self) -> None:
+        assert context_length({}) == 1 << 20
+        assert context_length({"text_config": {"max_position_embeddings": 77}}) == 77
+
+
+class TestRefusals:
+    def test_what_is_not_there(self, tmp_path: Path) -> None:
+        for source in (tmp_path / "no", "./no/such", "~/no-such-model", "model.gguf", "a/b/c"):
+            with pytest.raises(ModelLoadError, match="there is no file or directory"):
+                resolve(source)
+
+    def test_a_directory_without_config(self, directory: Path) -> None:
+        (directory / "config.json").unlink()
+        with pytest.raises(ModelLoadError, match=r"no config\.json"):
+            plan(directory)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "cannot be read"),
+            ("{", "cannot be read"),
+            ("[]", "no model_type"),
+            ("{}", "no model_type"),
+            ('{"model_type": 5}', "no model_type"),
+            ('{"model_type": "never_heard_of"}', "never_heard_of"),
+            ('{"model_type": "olmo"}', "olmo"),  # mlx-lm's module exits when it is imported
+        ],
+    )
+    def test_a_config_that_names_no_known_model(
+        self, directory: Path, text: str, message: str
+    ) -> None:
+        (directory / "config.json").write_text(text)
+        with pytest.raises(ModelLoadError, match=message):
+            plan(directory)
+
+    def test_a_config_that_lacks_a_field(self, directory: Path) -> None:
+        (directory / "config.json").write_text('{"model_type": "llama"}')
+        with pytest.raises(ModelLoadError, match="could not be loaded"):
+            load(plan(directory), nothing)
+
+    def test_a_config_of_another_shape(self, directory: Path) -> None:
+        config = {**tiny.CONFIGS["llama"], "num_hidden_layers": 5}
+        (directory / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ModelLoadError, match="could not be loaded"):
+            load(plan(directory), nothing)
+
+    def test_a_directory_without_weights(self, directory: Path) -> None:
+        (directory / "model.safetensors").unlink()
+        with pytest.raises(ModelLoadError, match="weights are missing"):
+            plan(directory)
+
+    @pytest.mark.parametrize("share", [0.0, 0.000005, 0.0005, 0.002, 0.3, 0.9999])
+    def test_truncated_weights(self, directory: Path, share: float) -> None:
+        file = directory / "model.safetensors"
+        content = file.read_bytes()
+        file.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(ModelLoadError, match="download it again"):
+            plan(directory)
+
+    @pytest.mark.parametrize(
+        "header",
+        [
+            b"no json at all",
+            b"[]",
+            b'{"a": 5}',
+            b'{"a": {}}',
+            b'{"a": {"data_offsets": [0]}}',
+            b'{"a": {"data_offsets": ["0", "4"]}}',
+            b'{"a": {"data_offsets": [4, 0]}}',
+            b'{"a": {"data_offsets": [-4, 0]}}',
+            b'{"a": {"dtype": "F32", "shape": [1000], "data_offsets": [0, 4]}}',
+            b"\xff\xfe",
+        ],
+    )
+    def test_a_corrupted_header(self, directory: Path, header: bytes) -> None:
+        file = directory / "model.safetensors"
+        file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+        with pytest.raises(ModelLoadError, match=r"model(\.safetensors)?"):
+            load(plan(directory), nothing)
+
+    def test_a_header_that_claims_to_be_huge(self, directory: Path) -> None:
+        (directory / "model.safetensors").write_bytes(b"\xff" * 4096)
+        with pytest.raises(ModelLoadError, match="no whole header"):
+            plan(directory)
+
+    @pytest.mark.parametrize("text", [None, "", "{}"])
+    def test_a_missing_or_broken_tokenizer(self, directory: Path, text: str | None) -> None:
+        (directory / "tokenizer.json").unlink()
+        if text is not None:
+            (directory / "tokenizer.json").write_text(text)
+        with pytest.raises(ModelLoadError, match="could not be loaded"):
+            load(plan(directory), nothing)
+
+    def test_a_directory_cannot_be_dequantized(self, directory: Path) -> None:
+        with pytest.raises(ModelLoadError, match="only GGUF"):
+            plan(directory, dequantize=True)
+
+    def test_a_cache_that_cannot_be_shared(self) -> None:
+        class Model:
+            layers = ()
+
+            def make_cache(self) -> list[object]:
+                return [object()]
+
+        with pytest.raises(ModelLoadError, match="cannot be shared"):
+            measure_cache(Model(), 64)
