@@ -464,6 +464,27 @@ async def test_a_ticket_smaller_than_the_estimate_is_honoured_and_an_event_says_
     assert event.details["missing_bytes"] == 7
 
 
+async def test_a_callers_ticket_that_cannot_fit_beside_the_weights_is_refused_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    house = House(room=5 * ROW)
+    ticket = wa.WiredSumPolicy().ticket(5 * ROW + 1)
+    async with house.opened() as model:
+        with pytest.raises(wa.TicketTooLarge) as caught:
+            async with model.generate(PROMPT, wired_memory_ticket=ticket) as job:
+                await job.__anext__()
+        assert caught.value.largest_possible == 5 * ROW
+
+
+async def test_a_reservation_is_no_ticket_for_a_job(autojump_clock: MockClock) -> None:
+    house = House()
+    ticket = wa.WiredSumPolicy().ticket(ROW, kind="reservation")
+    async with house.opened() as model:
+        with pytest.raises(ValueError, match="must be active"):
+            async with model.generate(PROMPT, wired_memory_ticket=ticket):
+                pass
+
+
 async def test_a_ticket_that_runs_already_is_refused_and_goes_on(autojump_clock: MockClock) -> None:
     house = House(room=2 * ROW)
     ticket = wa.WiredSumPolicy().ticket(ROW)

@@ -634,3 +634,39 @@ async def test_thousands_of_tasks_that_come_and_go_at_random_leave_nothing(
             assert state.tickets == state.waiters == ()
             assert backend.limit == 0
     assert backend.limit == 0
+
+
+async def test_the_limit_has_fallen_when_wired_limit_is_left(autojump_clock):
+    async with wa.open_manager(backend=Backend()) as manager:
+        async with SUM100.ticket(60).wired_limit():
+            pass
+        assert manager.snapshot().tickets == ()
+        assert manager.snapshot().current_limit == 0
+
+
+async def test_a_cancelled_start_has_left_the_queue_when_it_raises(autojump_clock):
+    async with wa.open_manager(backend=Backend()) as manager:
+        await SUM100.ticket(60).start()
+        with trio.move_on_after(1):
+            await SUM100.ticket(60).start()
+        assert manager.snapshot().waiters == ()
+
+
+async def test_a_refusal_is_not_lost_over_a_cancellation(autojump_clock):
+    async with wa.open_manager(backend=Backend()) as manager:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            with pytest.raises(wa.TicketTooLarge):
+                await SUM100.ticket(101).start()
+        assert manager.snapshot().waiters == ()
+
+
+async def test_a_cancelled_resize_leaves_the_size_that_the_ledger_holds(autojump_clock):
+    async with wa.open_manager(backend=Backend()) as manager:
+        ticket, other = SUM100.ticket(40), SUM100.ticket(40)
+        await ticket.start()
+        await other.start()
+        with trio.move_on_after(1):
+            await ticket.resize(70)
+        assert ticket.size == 40
+        assert [held.size for held in manager.snapshot().tickets] == [40, 40]

@@ -199,6 +199,7 @@ async def test_a_failing_load_frees_everything_and_its_name_can_be_used_again(
             with pytest.raises(wa.ModelLoadError, match=match):
                 await runtime.load(source, "chat")
             assert (house.tickets, house.engine.held_bytes, runtime.models) == ({}, 0, {})
+        await wait_all_tasks_blocked()
         failures = [event for event in read(stream) if event.kind == "model_failed"]
         assert [event.model for event in failures] == ["chat", "chat"]
         assert failures[0].error == "the file is broken"

@@ -14,7 +14,6 @@ from typing import Any
 import attrs
 import trio
 
-from wiredactors.actors.fence import catch_up
 from wiredactors.actors.protocol import EngineModel
 from wiredactors.memory.events import EventKind
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
@@ -84,7 +83,7 @@ class Job:
         self._request = request
         self._estimate = estimate
         self._note_event = note
-        self._cancel_asked = trio.Event()
+        self._start_scope = trio.CancelScope()
         self._row_scope = trio.CancelScope()
         # Bounded by max_tokens and a flush, so that a slow reader holds up nobody.
         self._send, self._receive = trio.open_memory_channel[Chunk](math.inf)
@@ -119,7 +118,7 @@ class Job:
 
     def cancel(self) -> None:
         """Stop at the next step; the memory comes back before the `async with` is left."""
-        self._cancel_asked.set()
+        self._start_scope.cancel()
         self._row_scope.cancel()
 
     # -- for the model
@@ -139,8 +138,9 @@ class Job:
             if missing > 0:
                 self._note(EventKind.TICKET_UNDERSIZED, missing_bytes=missing)
             try:
-                manager = self.ticket.manager
-                await self._start_ticket(manager)
+                manager = self.ticket.bind()
+                with self._start_scope:
+                    await self._start_ticket(manager)
                 if self._admitted is not None:
                     try:
                         await self._run_row()
@@ -151,37 +151,13 @@ class Job:
             self._conclude()
 
     async def _start_ticket(self, manager: TicketManager) -> None:
-        """Wait until it is admitted, or refused, or until the job is cancelled.
-
-        By its end the manager has dealt with it, whatever came of it.
-        """
-        # A ticket of the caller's may have been used in a manager that has closed since; what the
-        # caller does with it meanwhile must reach this one.
-        self.ticket._manager_in_use = manager
-        scope = trio.CancelScope()
-
-        async def leave_when_cancelled() -> None:
-            await self._cancel_asked.wait()
-            await catch_up(manager)  # a refusal comes out, though nobody waited for it
-            scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(leave_when_cancelled)
-            with scope:
-                try:
-                    await manager.start_ticket(self.ticket, exclusive=True)
-                except Exception as error:
-                    self._error = error
-                else:
-                    self._admitted = trio.current_time()
-                    self._note(EventKind.JOB_ADMITTED, waited=self._admitted - self._began)
-            if scope.cancelled_caught:
-                await catch_up(manager)
-            nursery.cancel_scope.cancel()
+        await manager.start_ticket(self.ticket, exclusive=True)
+        self._admitted = trio.current_time()
+        self._note(EventKind.JOB_ADMITTED, waited=self._admitted - self._began)
 
     async def _run_row(self) -> None:
         """Returns when the engine holds nothing of the row."""
-        if self._cancel_asked.is_set():
+        if self._row_scope.cancel_called:
             return
         try:
             with self._row_scope:

@@ -170,16 +170,23 @@ class WiredMemoryManager:
         )
 
     async def _ask(self, command: m.Asking, undo: m.Command | None = None) -> int:
-        """Send a command and wait for the answer; `undo` goes out if the wait is given up."""
+        """Send a command and wait for the answer.
+
+        When the wait is cancelled `undo` goes out, and the cancellation goes on when the manager
+        has dealt with that, which takes it no more than its turn: nothing is left behind then. A
+        refusal that came first is not lost over it.
+        """
         request: Request = command.reply
         if not self._post(command):
             raise ManagerClosed("the manager has closed: open one round all that uses its tickets")
         self._open_requests.add(request)
         try:
             await request.answered.wait()
-        except BaseException:
-            if undo is not None:
-                self._post(undo)
+        except trio.Cancelled:
+            if undo is not None and self._post(undo):
+                with trio.CancelScope(shield=True):
+                    await request.taken_back.wait()
+                request.raise_refusal()
             raise
         finally:
             self._open_requests.discard(request)
@@ -213,6 +220,7 @@ class WiredMemoryManager:
             # Whoever still asks, also inside a shield of its own, must not wait for ever.
             for request in self._open_requests:
                 request.refuse(ManagerClosed("the manager has closed"))
+                request.taken_back.set()
             self._broadcast.close()
 
     def close(self) -> None:
@@ -232,6 +240,8 @@ class WiredMemoryManager:
             held = self._ledger.size_of(command.ticket_id)
             if held is not None:  # it may have grown before it was cancelled
                 command.reply.ticket.size = held
+        if isinstance(command, m.CancelStart | m.CancelResize):
+            command.reply.taken_back.set()
         elif isinstance(command, m.Configure) and not self.configuration.debug_events:
             self._broadcast.end_streams()
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import trio
 
-from wiredactors.actors.fence import catch_up
 from wiredactors.actors.job import Job
 from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.protocol import Engine, EngineModel
@@ -164,15 +163,23 @@ class Model:
         job_id = f"job-{next(self._job_numbers)}"
         request = self._request(job_id, prompt, max_tokens, sampling)
         estimate = self._row_bytes(request)
+        stands_on = (self._weights_ticket, self._workspace.ticket)
         if ticket is None:
             ticket = WiredMemoryTicket(
                 size=estimate,
                 policy=self._policy,
                 manager=self._manager,
                 priority=priority,
-                requires=(self._weights_ticket, self._workspace.ticket),
+                requires=stands_on,
                 id=job_id,
             )
+        elif ticket.kind != "active":
+            raise ValueError(
+                f"a job's ticket must be active, and {ticket.id} is a {ticket.kind}: "
+                "that would not keep the limit raised while it runs"
+            )
+        else:
+            ticket.require(stands_on)
         return Job(self.name, loaded, request, ticket, estimate, self._note)
 
     def _request(
@@ -239,7 +246,6 @@ class Model:
         finally:
             with trio.CancelScope(shield=True):
                 await self._workspace.forget(self.name)
-                await catch_up(self._manager)
 
     async def _hold_and_serve(
         self, engine: Engine, plan: LoadPlan, ready: Callable[[], object]

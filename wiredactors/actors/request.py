@@ -8,14 +8,20 @@ from wiredactors.memory.tickets import WiredMemoryTicket
 
 
 class Request:
-    """A question to the manager whose sender waits for the answer."""
+    """A question to the manager whose sender waits for the answer.
 
-    __slots__ = ("_error", "_limit", "answered", "new_size", "ticket")
+    Attributes:
+        answered: the manager has decided.
+        taken_back: the manager has dealt with the sender's giving up.
+    """
+
+    __slots__ = ("_error", "_limit", "answered", "new_size", "taken_back", "ticket")
 
     def __init__(self, ticket: WiredMemoryTicket | None = None, new_size: int | None = None):
         self.ticket = ticket
         self.new_size = new_size
         self.answered = trio.Event()
+        self.taken_back = trio.Event()
         self._limit = 0
         self._error: Exception | None = None
 
@@ -27,7 +33,10 @@ class Request:
         self._error = error
         self.answered.set()
 
-    def outcome(self) -> int:
+    def raise_refusal(self) -> None:
         if self._error is not None:
             raise self._error
+
+    def outcome(self) -> int:
+        self.raise_refusal()
         return self._limit

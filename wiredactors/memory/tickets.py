@@ -107,8 +107,7 @@ class WiredMemoryTicket:
             PolicyConflict, PolicyError: its policy is at fault.
             NoManager, ManagerClosed: there is nobody to admit it.
         """
-        manager = self.manager
-        self._manager_in_use = manager
+        manager = self.bind()
         return await manager.start_ticket(self)
 
     async def end(self) -> int:
@@ -136,13 +135,14 @@ class WiredMemoryTicket:
             TicketInUse: the ticket waits or runs already: make one for each piece of work.
             And all that `start` raises; the body then never runs.
         """
-        manager = self.manager
-        self._manager_in_use = manager
+        manager = self.bind()
         limit = await manager.start_ticket(self, exclusive=True)
         try:
             yield limit
-        finally:
+        except BaseException:
             manager.end_ticket_nowait(self)
+            raise
+        await manager.end_ticket(self)
 
     async def resize(self, size: int) -> int:
         """Change the size in bytes; returns the limit then. Growing may wait.
@@ -160,5 +160,20 @@ class WiredMemoryTicket:
             return 0
         return await self._manager_in_use.resize_ticket(self, size)
 
-    # Who admitted the ticket must also end it, though another manager may be open by then.
+    def require(self, tickets: Iterable[WiredMemoryTicket]) -> None:
+        """Name tickets that this one stands on, from its next start on (see `requires=`)."""
+        new = [ticket.id for ticket in tickets if ticket.id not in self.requires]
+        self.requires = (*self.requires, *new)
+
+    def bind(self) -> TicketManager:
+        """Choose the manager for this life of the ticket; `end` and `resize` then reach it too.
+
+        Who admitted the ticket must also end it, though another manager may be open by then.
+
+        Raises:
+            NoManager: it names none and none is open.
+        """
+        self._manager_in_use = self.manager
+        return self._manager_in_use
+
     _manager_in_use: TicketManager | None = None
