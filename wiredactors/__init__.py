@@ -9,6 +9,8 @@ from wiredactors.actors.model import Model
 from wiredactors.actors.opening import open_manager
 from wiredactors.actors.outcome import Outcome
 from wiredactors.actors.runtime import Runtime, open_runtime
+from wiredactors.engine.guard import GuardError
+from wiredactors.engine.imports import MLXNotInstalled
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.errors import (
     GenerationError,
@@ -37,6 +39,8 @@ from wiredactors.memory.policies import (
 )
 from wiredactors.memory.tickets import WiredMemoryTicket
 from wiredactors.memory.units import GIB, KIB, MIB
+from wiredactors.observe.records import log_events
+from wiredactors.scheduling.requests import StepReport
 
 __all__ = [
     "GIB",
@@ -47,7 +51,9 @@ __all__ = [
     "Explanation",
     "GenerationError",
     "GenerationResult",
+    "GuardError",
     "Job",
+    "MLXNotInstalled",
     "ManagerAlreadyOpen",
     "ManagerBusy",
     "ManagerClosed",
@@ -62,6 +68,7 @@ __all__ = [
     "QueueFull",
     "Runtime",
     "Snapshot",
+    "StepReport",
     "TicketInUse",
     "TicketTooLarge",
     "TicketWithdrawn",
@@ -75,6 +82,7 @@ __all__ = [
     "WiredMemoryPolicy",
     "WiredMemoryTicket",
     "WiredSumPolicy",
+    "log_events",
     "open_manager",
     "open_runtime",
 ]

@@ -53,8 +53,8 @@ def _explain_waiter(book: Book, waiter: Waiter, behind: tuple[str, ...], now: fl
         state="growing" if waiter.grows else "waiting",
         reason=(
             f"it needs {format_bytes(waiter.wants)}, {format_bytes(available)} is free under "
-            f"{what}, and {len(behind)} stand before it: it fits when "
-            f"{format_bytes(missing)} more {'is' if missing else 'are'} given back"
+            f"{what}, and {_before(len(behind))}: it fits when {format_bytes(missing)} more "
+            "are given back"
         ),
         since=waiter.since,
         waited=now - waiter.since,
@@ -65,3 +65,9 @@ def _explain_waiter(book: Book, waiter: Waiter, behind: tuple[str, ...], now: fl
         missing=missing,
         passed=waiter.passed,
     )
+
+
+def _before(count: int) -> str:
+    if count == 0:
+        return "nobody waits before it"
+    return f"{count} wait{'s' if count == 1 else ''} before it"

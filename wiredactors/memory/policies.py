@@ -82,7 +82,8 @@ class WiredMemoryPolicy(abc.ABC):
             manager: who admits it; None is the one that is open when the ticket starts.
             priority: larger goes first among those that wait.
             pinned: a reservation that will not go away, so what cannot fit beside it never fits.
-            reclaimable: a reservation whose owner gives it up under pressure.
+            reclaimable: a reservation whose owner would give it up under pressure. It is kept
+                with the ticket; nobody asks for it yet.
             requires: tickets that this one stands on (a job's weights), which therefore cannot
                 go away to make room for it.
 
