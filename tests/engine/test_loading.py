@@ -83,6 +83,15 @@ class TestRefusals:
             with pytest.raises(ModelLoadError, match="there is no file or directory"):
                 resolve(source)
 
+    def test_a_mistyped_name_in_a_folder_that_is_here_never_asks_the_hub(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "models").mkdir()
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("mlx_lm.utils._download", lambda source: pytest.fail("it was asked"))
+        with pytest.raises(ModelLoadError, match="there is no file or directory 'models/none'"):
+            resolve("models/none")
+
     def test_a_directory_without_config(self, directory: Path) -> None:
         (directory / "config.json").unlink()
         with pytest.raises(ModelLoadError, match=r"no config\.json"):

@@ -75,7 +75,7 @@ class Model:
 
     # -- for people
 
-    def ticket_size(self, prompt: Prompt, max_tokens: int = 256) -> int:
+    def ticket_size(self, prompt: Prompt, max_tokens: int = 128) -> int:
         """Bytes that a job of this prompt is charged: its cache as it will be allocated.
 
         Raises:
@@ -87,7 +87,7 @@ class Model:
     async def generate(
         self,
         prompt: Prompt,
-        max_tokens: int = 256,
+        max_tokens: int = 128,
         temperature: float = 0.0,
         wired_memory_ticket: WiredMemoryTicket | None = None,
         priority: int = 0,

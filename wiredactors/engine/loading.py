@@ -63,7 +63,9 @@ def resolve(source: str | Path) -> Path:
     if path.exists():
         return path
     text = str(source)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")) or text.endswith(".gguf"):
+    # A mistyped path into a folder that is here is no hub id, though it looks like one.
+    looks_local = text.startswith((".", "/", "~")) or text.endswith(".gguf")
+    if text.count("/") != 1 or looks_local or path.parent.is_dir():
         raise ModelLoadError(
             f"there is no file or directory {text!r}: give the path of a GGUF file, of a model "
             "directory, or a hub id such as 'organization/model'"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from wiredactors.engine.batch import Batch
 from wiredactors.engine.device import DeviceThread, without_locals
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
 from wiredactors.engine.loading import LoadAborted, LoadedModel, load, plan_load, resolve
+from wiredactors.engine.meter import Meter
 from wiredactors.engine.prompts import encode_prompt
 from wiredactors.engine.sizing import measure_cache
 from wiredactors.memory.errors import GenerationError
@@ -70,6 +70,7 @@ class MlxEngine:
 
     def _open(self) -> None:
         self._mx = import_mlx()
+        self._meter = Meter(self._mx, self._granted)
         self._generation_stream = import_mlx_lm("generate").generation_stream
         self._on_cpu = self._mx.default_device() == self._mx.cpu
         self._memory = device_memory()
@@ -114,10 +115,18 @@ class MlxEngine:
             nonlocal aborted
             aborted = True
 
+        percent = 0
+
         def advance(done: int, total: int) -> None:
+            nonlocal percent
             if aborted:
                 raise LoadAborted
-            self.device.deliver(progress, done, total)
+            # Hundreds of small tensors are no news, each percent is.
+            if 100 * done // max(1, total) > percent:
+                percent = 100 * done // max(1, total)
+                self.device.deliver(progress, done, total)
+                self.device.deliver(self._hand_over, [], self._meter.report(name, "load"))
+                self._meter.start()
 
         try:
             return await self.device.run(
@@ -203,25 +212,13 @@ class MlxEngine:
     @contextlib.contextmanager
     def _reported(self, model: str, what: str) -> Any:
         """Measure a piece of work and hand its outputs over, once, with the report of it."""
-        mx = self._mx
         work = _Work()
-        granted = self._granted()
-        mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        began = time.perf_counter()
+        self._meter.start()
         try:
             yield work
         finally:
-            report = StepReport(
-                model=model,
-                what=what,
-                rows=len({output.row_id for output in work.outputs}),
-                seconds=time.perf_counter() - began,
-                active_bytes=mx.get_active_memory(),
-                # A reset sets the peak to 0, and only allocations raise it again.
-                peak_bytes=max(before, mx.get_peak_memory()),
-                granted_bytes=granted,
-            )
+            rows = len({output.row_id for output in work.outputs})
+            report = self._meter.report(model, what, rows)
             self.device.deliver(self._hand_over, work.outputs, report)
 
     def _hand_over(self, outputs: list[RowOutput], report: StepReport | None) -> None:
