@@ -39,17 +39,6 @@ def test_a_job_that_fails_while_it_waits_was_refused_and_later_has_failed():
     ]
 
 
-def test_granted_bytes_follow_starts_resizes_and_ends():
-    board = Board()
-    take(board, EventKind.TICKET_STARTED, ticket_id="a", size=10)
-    take(board, EventKind.TICKET_STARTED, ticket_id="b", size=5)
-    take(board, EventKind.TICKET_RESIZED, ticket_id="a", size=7)
-    take(board, EventKind.TICKET_RESIZED, ticket_id="waits-still", size=99)
-    assert board.granted_bytes == 12
-    take(board, EventKind.TICKET_ENDED, ticket_id="b", size=5)
-    assert board.granted == {"a": 7}
-
-
 def test_a_late_board_begins_with_the_snapshot():
     board = Board()
     ticket = TicketSnapshot(
@@ -65,4 +54,4 @@ def test_a_late_board_begins_with_the_snapshot():
         waiters=(),
     )
     take(board, EventKind.SNAPSHOT, baseline=1, applied_limit=10, snapshot=state)
-    assert (board.granted, board.limit, board.baseline) == ({"w": 9}, 10, 1)
+    assert (board.holdings.of("w"), board.limit, board.baseline) == (9, 10, 1)

@@ -60,6 +60,13 @@ def test_a_resize_of_a_ticket_that_waits_grants_nothing():
     assert timeline.granted == before
 
 
+def test_a_refused_waiter_waits_no_longer():
+    timeline = run_of_two_tickets()
+    for kind, now in ((EventKind.ADMISSION_WAIT, 6.0), (EventKind.ADMISSION_REFUSED, 7.0)):
+        timeline.take(WiredMemoryEvent(kind=kind, sequence=0, timestamp=now, ticket_id="c", size=9))
+    assert (timeline.spans["c"].admitted, timeline.spans["c"].ended) == (None, 7.0)
+
+
 def step(peak, granted):
     return StepReport(
         model="m",

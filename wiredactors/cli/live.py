@@ -84,10 +84,10 @@ class LiveView:
 
     def _memory(self) -> Table:
         board, cap = self._board, self._cap
-        total = cap or max(board.granted_bytes, board.limit, 1)
+        total = cap or max(board.holdings.total, board.limit, 1)
         grid = Table.grid(padding=(0, 1))
         for name, value, style in (
-            ("granted", board.granted_bytes, "cyan"),
+            ("granted", board.holdings.total, "cyan"),
             ("limit", board.limit, "blue"),
         ):
             bar = ProgressBar(total=total, completed=value, width=50, complete_style=style)
@@ -116,7 +116,7 @@ class LiveView:
                 job.name,
                 job.model,
                 Text(job.state, style=_STYLES.get(job.state, "")),
-                format_bytes(self._board.granted.get(job.ticket_id, 0)),
+                format_bytes(self._board.holdings.of(job.ticket_id)),
                 Text(self._remark(job)),
             )
         return table

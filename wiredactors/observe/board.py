@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from wiredactors.memory.events import EventKind, WiredMemoryEvent
+from wiredactors.observe.holdings import Holdings
 
 
 @attrs.define
@@ -55,31 +56,22 @@ class Board:
     def __init__(self) -> None:
         self.models: dict[str, ModelLine] = {}
         self.jobs: dict[str, JobLine] = {}
-        self.granted: dict[str, int] = {}  # bytes by ticket
+        self.holdings = Holdings()
         self.limit = 0
         self.baseline = 0
         self.waiting = 0
         self.now = 0.0
 
-    @property
-    def granted_bytes(self) -> int:
-        return sum(self.granted.values())
-
     def take(self, event: WiredMemoryEvent) -> None:
         """Bring the board up to date."""
         self.now = event.timestamp
         self.waiting = event.waiter_count
+        self.holdings.take(event)
         if event.baseline is not None:
             self.baseline = event.baseline
         if event.applied_limit is not None:
             self.limit = event.applied_limit
         match event.kind:
-            case EventKind.SNAPSHOT:
-                self._take_snapshot(event)
-            case EventKind.TICKET_STARTED | EventKind.TICKET_RESIZED:
-                self._hold(event)
-            case EventKind.TICKET_ENDED:
-                self.granted.pop(event.ticket_id or "", None)
             case EventKind.MODEL_PROGRESS:
                 model = self._model(event)
                 model.share = event.details["done_bytes"] / max(1, event.details["total_bytes"])
@@ -87,19 +79,6 @@ class Board:
                 self._take_model(event)
             case kind if kind in _JOB_STATES:
                 self._take_job(event)
-
-    def _take_snapshot(self, event: WiredMemoryEvent) -> None:
-        if event.snapshot is not None:
-            self.granted = {ticket.ticket_id: ticket.size for ticket in event.snapshot.tickets}
-
-    def _hold(self, event: WiredMemoryEvent) -> None:
-        # The resize of a ticket that still waits changes what it asks for, not what it holds.
-        if (
-            event.ticket_id is not None
-            and event.size is not None
-            and (event.kind is EventKind.TICKET_STARTED or event.ticket_id in self.granted)
-        ):
-            self.granted[event.ticket_id] = event.size
 
     def _model(self, event: WiredMemoryEvent) -> ModelLine:
         name = event.model or ""

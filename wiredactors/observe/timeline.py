@@ -5,6 +5,7 @@ from __future__ import annotations
 import attrs
 
 from wiredactors.memory.events import EventKind, WiredMemoryEvent
+from wiredactors.observe.holdings import Holdings
 from wiredactors.scheduling.requests import StepReport
 
 
@@ -44,7 +45,7 @@ class Timeline:
         self.reserved: list[tuple[float, int]] = []  # of `granted`, what reservations hold
         self.spans: dict[str, Span] = {}
         self.samples: list[MemorySample] = []
-        self._held: dict[str, int] = {}
+        self._holdings = Holdings()
 
     def take_step(self, report: StepReport, now: float) -> None:
         """Note the memory of one step."""
@@ -55,35 +56,35 @@ class Timeline:
     def take(self, event: WiredMemoryEvent) -> None:
         """Note an event."""
         now, ticket, size = event.timestamp, event.ticket_id or "", event.size or 0
+        if self._holdings.take(event):
+            self.granted.append((now, self._holdings.total))
+            self.reserved.append((now, self._holdings.reserved))
         match event.kind:
-            case EventKind.SNAPSHOT | EventKind.LIMIT_APPLIED:
+            case EventKind.SNAPSHOT:
+                self.limits.append((now, event.applied_limit or 0))
+                if event.snapshot is not None:
+                    for held in event.snapshot.tickets:
+                        self.spans[held.ticket_id] = Span(
+                            held.ticket_id, held.size, held.kind, held.since, held.since
+                        )
+            case EventKind.LIMIT_APPLIED:
                 self.limits.append((now, event.applied_limit or 0))
             case EventKind.ADMISSION_WAIT:
                 self.spans[ticket] = Span(ticket, size, event.ticket_kind or "", now)
             case EventKind.TICKET_STARTED:
-                span = self.spans.setdefault(
-                    ticket, Span(ticket, size, event.ticket_kind or "", now)
-                )
-                span.admitted = now
-                self._hold(now, ticket, size)
-            case EventKind.TICKET_RESIZED if ticket in self._held:
-                self._hold(now, ticket, size)
-            case EventKind.TICKET_ENDED | EventKind.ADMISSION_CANCELLED:
-                if ticket in self.spans:
-                    self.spans[ticket].ended = now
-                self._hold(now, ticket, 0)
+                self._began(ticket, size, event.ticket_kind or "", now)
+            case (
+                EventKind.TICKET_ENDED | EventKind.ADMISSION_CANCELLED | EventKind.ADMISSION_REFUSED
+            ) if ticket in self.spans:
+                self.spans[ticket].ended = now
+
+    def _began(self, ticket: str, size: int, kind: str, now: float) -> None:
+        waiting = self.spans.get(ticket)
+        if waiting is None or waiting.ended is not None:  # it did not wait, or this is a new life
+            waiting = self.spans[ticket] = Span(ticket, size, kind, now)
+        waiting.admitted = now
 
     @property
     def worst_sample(self) -> MemorySample | None:
         """The step whose peak went furthest beyond what was granted (or came closest to it)."""
         return max(self.samples, key=lambda sample: sample.over_bytes, default=None)
-
-    def _hold(self, now: float, ticket: str, size: int) -> None:
-        self._held[ticket] = size
-        self.granted.append((now, sum(self._held.values())))
-        kept = [
-            held
-            for name, held in self._held.items()
-            if name in self.spans and self.spans[name].kind == "reservation"
-        ]
-        self.reserved.append((now, sum(kept)))
