@@ -86,6 +86,50 @@ def test_an_error_of_the_scenario_keeps_its_traceback(tmp_path):
         main(["run", str(path), "--out", str(tmp_path)])
 
 
+NURSERY = """
+from __future__ import annotations
+import dataclasses, signal
+import trio
+import wiredactors as wa
+
+@dataclasses.dataclass
+class Plan:
+    size: int
+
+async def main(runtime):
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon({start})
+        await trio.sleep_forever()
+
+async def refuse():
+    await wa.WiredSumPolicy(cap=10).ticket(Plan(11).size).start()
+
+async def interrupt():
+    signal.raise_signal(signal.SIGINT)
+"""
+
+
+def test_an_error_in_the_scenarios_own_nursery_is_one_line_too(tmp_path, capsys):
+    path = tmp_path / "nursery.py"
+    path.write_text(NURSERY.format(start="refuse"))
+    assert main(["run", str(path), "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("wiredactors: a ticket of 11 B (11 bytes) can never")
+
+
+def test_an_interrupt_is_one_line_and_status_130(tmp_path, capsys):
+    path = tmp_path / "interrupted.py"
+    path.write_text(NURSERY.format(start="interrupt"))
+    assert main(["run", str(path), "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "wiredactors: interrupted\n"
+
+
+def test_a_scenario_may_return_nothing(tmp_path, capsys):
+    path = tmp_path / "silent.py"
+    path.write_text("async def main(runtime): pass")
+    assert main(["run", str(path), "--out", str(tmp_path)]) == 0
+    assert "back at the baseline" in capsys.readouterr().out
+
+
 def test_the_demo_is_found_and_has_a_title():
     demo = load_scenario(packaged_scenario("two_models"))
     assert demo.title.startswith("Two real language models")

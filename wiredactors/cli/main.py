@@ -24,13 +24,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.execute(options)
-    except WiredMemoryError as error:
-        print(f"wiredactors: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("wiredactors: interrupted; everything has been given back", file=sys.stderr)
-        return 130
+    except (WiredMemoryError, KeyboardInterrupt) as error:
+        return _tell([error])
+    except BaseExceptionGroup as group:  # of a scenario's own nursery
+        ours, others = group.split((WiredMemoryError, KeyboardInterrupt))
+        if ours is None or others is not None:
+            raise
+        return _tell(_leaves(ours))
     return status
+
+
+def _tell(errors: Sequence[BaseException]) -> int:
+    """Say what went wrong, a line each; returns the exit status."""
+    if any(isinstance(error, KeyboardInterrupt) for error in errors):
+        print("wiredactors: interrupted", file=sys.stderr)
+        return 130
+    for error in errors:
+        print(f"wiredactors: {error}", file=sys.stderr)
+    return 1
+
+
+def _leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in _leaves(inner)]
+    return [error]
 
 
 def _version() -> str:

@@ -122,7 +122,7 @@ async def _run(scenario: Scenario, view: View, log_path: Path) -> Run:
         ):
             await listeners.start(_listen, runtime.manager, take)
             async with view.open(runtime):
-                outcomes = await scenario.main(runtime)
+                outcomes = await scenario.main(runtime) or []
             # The jobs have ended and the models are still loaded: their reservations alone keep
             # nothing raised.
             state = runtime.manager.snapshot()

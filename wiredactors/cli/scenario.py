@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -26,12 +27,12 @@ class Scenario:
     Attributes:
         title: the first line of its docstring.
         policy: its POLICY; a sum under the ceiling where it has none.
-        main: runs it in an open runtime and returns what became of its jobs.
+        main: runs it in an open runtime and returns what became of its jobs, or None.
     """
 
     title: str
     policy: WiredMemoryPolicy
-    main: Callable[[Runtime], Awaitable[list[Outcome]]]
+    main: Callable[[Runtime], Awaitable[list[Outcome] | None]]
 
 
 def packaged_scenario(name: str) -> Path:
@@ -53,6 +54,7 @@ def load_scenario(path: Path) -> Scenario:
     if spec is None or spec.loader is None or not path.is_file():
         raise ScenarioError(f"there is no scenario {path}: give the path of a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up by its name
     spec.loader.exec_module(module)
     main = getattr(module, "main", None)
     if main is None:
