@@ -129,6 +129,7 @@ class Job:
             self._error_told = True
             raise self._error
 
+    @trio.lowlevel.enable_ki_protection  # between admission and its note a ticket would be lost
     async def run(self) -> None:
         """Be the job. Only `cancel` stops it early; its errors are kept for whoever reads it."""
         # The stream ends last: who has read to the end finds the result, and the ticket ended.

@@ -169,12 +169,13 @@ class WiredMemoryManager:
             m.Resize(ticket.id, size, request), m.CancelResize(ticket.id, request)
         )
 
+    @trio.lowlevel.enable_ki_protection
     async def _ask(self, command: m.Asking, undo: m.Command | None = None) -> int:
         """Send a command and wait for the answer.
 
-        When the wait is cancelled `undo` goes out, and the cancellation goes on when the manager
-        has dealt with that, which takes it no more than its turn: nothing is left behind then. A
-        refusal that came first is not lost over it.
+        When the wait is cancelled, or interrupted by Ctrl-C, `undo` goes out, and the exception
+        goes on when the manager has dealt with that, which takes it no more than its turn:
+        nothing is left behind then. A refusal that came first is not lost over a cancellation.
         """
         request: Request = command.reply
         if not self._post(command):
@@ -182,11 +183,12 @@ class WiredMemoryManager:
         self._open_requests.add(request)
         try:
             await request.answered.wait()
-        except trio.Cancelled:
+        except BaseException as reason:
             if undo is not None and self._post(undo):
                 with trio.CancelScope(shield=True):
                     await request.taken_back.wait()
-                request.raise_refusal()
+                if isinstance(reason, trio.Cancelled):
+                    request.raise_refusal()
             raise
         finally:
             self._open_requests.discard(request)
@@ -204,10 +206,12 @@ class WiredMemoryManager:
 
     # -- the task
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Serve until closed, with every ticket ended and the baseline restored.
 
-        Shielded: whoever cancels the application must not lose the ends of its tickets.
+        Shielded, and a Ctrl-C that comes amid it goes to the main task: whoever stops the
+        application must not lose the ends of its tickets.
         """
         try:
             with trio.CancelScope(shield=True), self._receive:

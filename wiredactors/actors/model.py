@@ -143,6 +143,7 @@ class Model:
                 job.cancel()
         job.raise_error()
 
+    @trio.lowlevel.enable_ki_protection
     async def _run_job(self, job: Job) -> None:
         try:
             await job.run()
@@ -218,6 +219,7 @@ class Model:
             for job in self._jobs:
                 job.cancel()
 
+    @trio.lowlevel.enable_ki_protection
     async def run(
         self, engine: Engine, source: str, options: LoadOptions, ready: Callable[[], object]
     ) -> None:

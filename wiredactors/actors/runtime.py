@@ -127,6 +127,7 @@ class Runtime:
         if presence.error is not None:
             raise presence.error
 
+    @trio.lowlevel.enable_ki_protection
     async def _be(
         self, model: Model, presence: _Presence, source: str, options: LoadOptions
     ) -> None:
