@@ -590,6 +590,49 @@ class TestErrors:
         assert not device_threads()
 
 
+def run_python(code: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit status, output and errors of a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_without_mlx_a_runtime_says_what_to_install() -> None:
+    code = """
+        import sys, threading, trio
+
+        class NoMlx:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("mlx", "mlx_lm"):
+                    raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        sys.meta_path.insert(0, NoMlx())
+        import wiredactors as wa
+
+        async def main():
+            with trio.fail_after(20):
+                try:
+                    async with wa.open_runtime():
+                        print("open")
+                except wa.MLXNotInstalled as error:
+                    print(error)
+            print([thread.name for thread in threading.enumerate()])
+
+        trio.run(main)
+    """
+    status, output, errors = run_python(code)
+    assert (status, errors) == (0, "")
+    message, threads = output.splitlines()
+    assert all(extra in message for extra in ("[cpu]", "[cuda12]", "[cuda13]"))
+    assert threads == "['MainThread']"
+
+
 @pytest.mark.parametrize("number", range(3))
 def test_a_process_that_has_generated_exits_cleanly(tiny_model: TinyModel, number: int) -> None:
     code = """
@@ -606,12 +649,4 @@ def test_a_process_that_has_generated_exits_cleanly(tiny_model: TinyModel, numbe
 
         trio.run(main)
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), str(tiny_model("llama"))],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "5\n", "")
+    assert run_python(code, str(tiny_model("llama"))) == (0, "5\n", "")

@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 
 import trio
 
-from wiredactors.engine.imports import import_mlx
+from wiredactors.engine.imports import MLXNotInstalled, import_mlx
 
 T = TypeVar("T")
 
@@ -135,7 +135,6 @@ class DeviceThread:
             return False
 
     def _run(self) -> None:
-        mx = import_mlx()
         busy = False
         try:
             while True:
@@ -149,7 +148,10 @@ class DeviceThread:
                 self._do(call)
                 busy = True
         finally:
-            # Without it the process may abort at exit ("terminate called without an active
-            # exception"), so it must be the last that the thread does with MLX.
-            mx.clear_streams()
-            self.deliver(self._ended.set)
+            try:
+                # Without it the process may abort at exit ("terminate called without an active
+                # exception"), so it must be the last that the thread does with MLX.
+                with contextlib.suppress(MLXNotInstalled):  # a call has said so already
+                    import_mlx().clear_streams()
+            finally:
+                self.deliver(self._ended.set)
