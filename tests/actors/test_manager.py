@@ -555,6 +555,28 @@ class TestEvents:
                 for number in range(1000):
                     assert events.receive_nowait().job == f"j{number}"
 
+    async def test_a_reader_that_is_always_ready_misses_none_in_a_burst(self, autojump_clock):
+        sequences = []
+
+        async def read(task_status):
+            async with manager.events() as events:
+                task_status.started()
+                async for event in events:
+                    assert event.missed is None
+                    sequences.append(event.sequence)
+
+        async def hold(ticket):
+            async with ticket.wired_limit():
+                await trio.sleep(1)
+
+        async with trio.open_nursery() as readers:
+            async with wa.open_manager(backend=Backend(working_set=10_000)) as manager:
+                await readers.start(read)
+                async with trio.open_nursery() as nursery:
+                    for _ in range(2500):
+                        nursery.start_soon(hold, wa.WiredSumPolicy().ticket(1))
+        assert sequences == list(range(manager.snapshot().sequence + 1))
+
     async def test_debug_events_off_ends_every_stream_at_once(self, nursery):
         configuration = wa.WiredMemoryConfiguration(debug_events=False)
         async with wa.open_manager(configuration, Backend()) as manager:

@@ -50,7 +50,12 @@ class EventStream:
         return self
 
     async def __anext__(self) -> WiredMemoryEvent:
+        # What is there is read in one go: at one event a turn of the event loop nobody could keep
+        # up with a manager that makes hundreds.
+        await trio.lowlevel.checkpoint_if_cancelled()
         try:
+            with contextlib.suppress(trio.WouldBlock):
+                return self._receive.receive_nowait()
             return await self._receive.receive()
         except trio.EndOfChannel:
             missed = self._subscriber.take_missed()

@@ -27,6 +27,9 @@ from wiredactors.memory.ledger import Ledger
 from wiredactors.memory.tickets import WiredMemoryTicket
 from wiredactors.memory.units import checked_size
 
+#: Subscribers read between two turns, and one turn makes no more events than they may lag behind.
+_COMMANDS_A_TURN = 200
+
 
 class WiredMemoryManager:
     """The one owner of the process's wired limit. Open it with `open_manager()`.
@@ -218,7 +221,7 @@ class WiredMemoryManager:
                 while not self._ledger.finished:
                     deadline = self._ledger.deadline
                     with trio.move_on_at(math.inf if deadline is None else deadline):
-                        self._take(await self._receive.receive())
+                        self._take(await self._receive.receive())  # lets others run, each turn
                     self._drain()
         finally:
             # Whoever still asks, also inside a shield of its own, must not wait for ever.
@@ -232,9 +235,9 @@ class WiredMemoryManager:
         self._post(m.Close())
 
     def _drain(self) -> None:
-        """Take all that has come, then settle the limit once."""
+        """Take what has come, up to a turn's worth, then settle the limit once."""
         with contextlib.suppress(trio.WouldBlock):
-            while True:
+            for _ in range(_COMMANDS_A_TURN - 1):
                 self._take(self._receive.receive_nowait())
         self._settle()
 
