@@ -113,7 +113,11 @@ class Charged:
 
 @pytest.mark.parametrize(
     ("name", "bucket"),
-    [*((name, 256) for name in tiny.CONFIGS), ("llama", 512), ("long_window", 1024)],
+    [
+        *((name, 256) for name in (*tiny.CONFIGS, "wide_vocabulary")),
+        ("llama", 512),
+        ("long_window", 1024),
+    ],
 )
 def test_a_batch_never_holds_more_than_its_rows_were_charged(
     tiny_model: Callable[..., Path], name: str, bucket: int

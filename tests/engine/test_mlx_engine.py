@@ -37,6 +37,7 @@ pytest.importorskip("mlx_lm")
 ROOT = Path(__file__).parents[2]
 LENGTHS = (1, 2, 3, 17, 40, 64, 65, 100)
 ANSWER = 20
+ROWS = 4
 
 TinyModel = Callable[..., Path]
 
@@ -270,6 +271,29 @@ class TestMemory:
             for report in recorded.reports
         )
         assert over - recorded.active_before < MIB
+
+    async def test_the_rows_of_many_batches_of_wide_logits_hold_no_more_than_was_granted(
+        self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The workspace is there once: what each batch keeps between its steps is not in it."""
+        monkeypatch.setattr("wiredactors.engine.loading.margin_bytes", lambda weights: 0)
+        options = {"max_batch_size": ROWS, "prefill_step_size": 64}
+        with trio.fail_after(60):
+            async with open_recorded() as recorded:
+                models = [
+                    await recorded.runtime.load(tiny_model("wide_vocabulary"), name, **options)
+                    for name in ("one", "two")
+                ]
+                loaded = active_bytes(recorded)
+                async with trio.open_nursery() as nursery:
+                    for model, bucket, _ in itertools.product(models, (1, 2, 3), range(ROWS)):
+                        prompt = tiny.prompt_of(256 * bucket - 50)
+                        nursery.start_soon(complete, model, prompt, 50)
+                assert nothing_is_held(recorded)
+                assert abs(active_bytes(recorded) - loaded) < 64 * KIB
+        steps = [report for report in recorded.reports if report.what == "step"]
+        over = max(max(step.active_bytes, step.peak_bytes) - step.granted_bytes for step in steps)
+        assert over <= recorded.active_before
 
     async def test_max_tokens_beyond_the_context_is_cut_and_the_ticket_with_it(
         self, tiny_model: TinyModel

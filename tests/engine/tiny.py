@@ -30,6 +30,19 @@ _LLAMA = {
     "max_position_embeddings": CONTEXT,
     "tie_word_embeddings": False,
 }
+
+#: More words than anything else of it takes bytes: a row's log-probabilities are 2 x 512 KiB, its
+#: cache 64 KiB for 256 tokens. Its tokenizer knows the first few words only.
+WIDE_VOCABULARY = {
+    **_LLAMA,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "vocab_size": 1 << 17,
+    "tie_word_embeddings": True,
+}
 _SLIDING = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
 
 #: By name: the config of each kind of cache and of network.
@@ -111,7 +124,7 @@ def make_model(directory: Path, name: str, *, seed: int = 7, template: bool = Tr
     utils = import_mlx_lm("utils")
     path = directory / f"{name}-{seed}"
     path.mkdir(parents=True)
-    config = CONFIGS[name]
+    config = WIDE_VOCABULARY if name == "wide_vocabulary" else CONFIGS[name]
     mx.random.seed(seed)
     model_class, arguments_class = utils._get_classes(config)
     model = model_class(arguments_class.from_dict(config))

@@ -47,6 +47,7 @@ class Batch:
             completion_batch_size=loaded.options.max_batch_size,
             prefill_step_size=loaded.options.prefill_step_size,
         )
+        self._nothing = self._mx.zeros(0)
         self._rows: dict[int, _Row] = {}
         self._share_of: tuple[int, Any] = (0, None)
         self._share = 0
@@ -86,11 +87,13 @@ class Batch:
         generating = self._generator._generation_batch
         before = list(generating.uids)
         _, responses = self._generator.next()
+        self._drop_logprobs(generating)
         outputs: list[RowOutput] = []
         stopped: list[int] = []
         for response in responses:
             row = self._rows[response.uid]
-            response.prompt_cache = None  # a view that would keep the whole batch's cache alive
+            # Views, which would keep the whole batch's cache and log-probabilities alive.
+            response.prompt_cache = response.logprobs = None
             reason = response.finish_reason
             try:
                 outputs += self._outputs(row, response.token, reason, share, stopped)
@@ -152,13 +155,21 @@ class Batch:
             self._share = self._mx.get_array_buffer_size(arrays) // max(1, rows)
         return self._share
 
+    def _drop_logprobs(self, generating: Any) -> None:
+        """Let go of the log-probabilities of this step and the next, which nobody here reads.
+
+        mlx-lm keeps them for its callers, a vocabulary wide for each row, until the batch's next
+        step; those of the next step are then in memory only as long as the device works on it.
+        """
+        generating._current_logprobs = []
+        generating._next_logprobs = [self._nothing] * len(generating)
+
     def _settle(self) -> None:
         """Let go of what rows that left have held, and make real what the others hold now."""
         generating = self._generator._generation_batch
         if len(generating) == 0:
-            # Their last values would otherwise stay until the next row joins.
+            # It would otherwise stay until the next row joins.
             generating._current_tokens = None
-            generating._current_logprobs = []
         with self._mx.stream(self._generator.stream):
             settle(generating.prompt_cache)
 

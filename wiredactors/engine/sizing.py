@@ -16,13 +16,19 @@ MARGIN_BYTES = 16 * MIB
 #: ... or this part of the weights.
 MARGIN_SHARE = 0.02
 
+#: Of one row, for each word of the vocabulary: a logit and a log-probability.
+LOGITS_BYTES = 2 * 4
+
 
 def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
-    """What one row's cache takes, from one step of a prompt.
+    """What one row takes as long as it lives, from one step of a prompt.
 
     Shapes are exact before anything is evaluated, so keys and values are only traced. Other kinds
     (states) do not grow, and keep more alive than they report (a slice holds the whole activation
     that it was cut from), so those are evaluated and their buffers read.
+
+    A row's logits and log-probabilities belong to it as its cache does: the device may still work
+    on one step of every batch when it is given the next batch's, so they add up over the batches.
 
     Raises:
         ModelLoadError: the model's cache cannot be shared by a batch.
@@ -36,7 +42,7 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
             f"the model's cache ({type(caches[0]).__name__}) cannot be shared by several jobs, "
             "which is not supported yet: load another model"
         ) from error
-    model(mx.zeros((1, prefill_step_size), mx.int32), cache=batch)
+    logits = model(mx.zeros((1, prefill_step_size), mx.int32), cache=batch)
     steps, states = [0], [0]
     windows: dict[int, list[int]] = {}
     for part in (part for cache in batch for part in parts(cache)):
@@ -51,7 +57,7 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
             mx.eval(arrays)
             states.append(int(mx.get_array_buffer_size(arrays)))
     return CacheCost(
-        fixed_bytes=sum(states) + max(states),
+        fixed_bytes=sum(states) + max(states) + LOGITS_BYTES * int(logits.shape[-1]),
         step_bytes=sum(steps),
         copy_bytes=max(steps),
         windows=tuple(
@@ -75,7 +81,8 @@ def workspace_bytes(
     A prefill step of S tokens at the end of a context of T holds S x (heads x T x 4 + T) bytes of
     attention scores and mask where attention is not fused (the CPU), and a few activations of each
     token; measured on SmolLM2 within 1 % (44,816 bytes a token, against 44,544 by this formula).
-    Each decoding row holds its logits and log-probabilities of this and the next step.
+    A decoding row is charged its logits and log-probabilities with its cache; as much again is
+    here for each, for what normalizing and sampling them takes.
     """
     text = config.get("text_config", config)
     hidden = int(text.get("hidden_size") or text.get("d_model") or text.get("n_embd") or 1024)
@@ -88,7 +95,7 @@ def workspace_bytes(
     if not fused_attention:
         per_token += 4 * heads * context + context
     per_token += _state_space_bytes(text, prefill_step_size)
-    return prefill_step_size * per_token + rows * 4 * 4 * vocabulary
+    return prefill_step_size * per_token + rows * LOGITS_BYTES * vocabulary
 
 
 def _state_space_bytes(text: Mapping[str, Any], prefill_step_size: int) -> int:

@@ -36,10 +36,11 @@ class WindowCost:
 
 @attrs.frozen(kw_only=True)
 class CacheCost:
-    """What one row's cache takes, as measured on the loaded model. Sizes are bytes.
+    """What one row takes, as measured on the loaded model. Sizes are bytes.
 
     Attributes:
-        fixed_bytes: whatever the length (a state-space layer's state).
+        fixed_bytes: whatever the length (a state-space layer's state, the row's logits and
+            log-probabilities).
         step_bytes: for each 256 tokens.
         copy_bytes: for each 256 tokens in the layer that holds most: when rows join or leave, one
             layer of the batch at a time is copied.
