@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.engine import tiny
-from wiredactors.engine.loading import load, plan_load, resolve
+from wiredactors.engine.loading import download, load, local_path, plan_load
 from wiredactors.engine.sizing import context_length, measure_cache, workspace_bytes
 from wiredactors.memory.errors import ModelLoadError
 from wiredactors.memory.units import KIB
@@ -81,7 +81,7 @@ class TestRefusals:
     def test_what_is_not_there(self, tmp_path: Path) -> None:
         for source in (tmp_path / "no", "./no/such", "~/no-such-model", "model.gguf", "a/b/c"):
             with pytest.raises(ModelLoadError, match="there is no file or directory"):
-                resolve(source)
+                local_path(source)
 
     def test_a_mistyped_name_in_a_folder_that_is_here_never_asks_the_hub(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -90,7 +90,16 @@ class TestRefusals:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("mlx_lm.utils._download", lambda source: pytest.fail("it was asked"))
         with pytest.raises(ModelLoadError, match="there is no file or directory 'models/none'"):
-            resolve("models/none")
+            local_path("models/none")
+
+    def test_what_the_hub_does_not_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(hub_id: str) -> Path:
+            raise OSError(f"no {hub_id}")
+
+        monkeypatch.setattr("mlx_lm.utils._download", fail)
+        assert local_path("nobody-here/no-model") is None
+        with pytest.raises(ModelLoadError, match="had from the hub: no nobody-here/no-model"):
+            download("nobody-here/no-model")
 
     def test_a_directory_without_config(self, directory: Path) -> None:
         (directory / "config.json").unlink()

@@ -614,6 +614,30 @@ class TestErrors:
         assert not device_threads()
 
 
+async def test_a_runtime_that_has_loaded_leaves_no_thread(tiny_model: TinyModel) -> None:
+    path = tiny_model("llama")
+    before = set(threading.enumerate())
+    with trio.fail_after(60):
+        async with open_recorded() as recorded:
+            await complete(await recorded.runtime.load(path), "abc", 2)
+    assert set(threading.enumerate()) <= before
+
+
+async def test_an_engine_can_be_opened_again_after_it_closed(tiny_model: TinyModel) -> None:
+    path = tiny_model("llama")
+    engine = mlx_engine.MlxEngine(pool_bytes=0)
+    pool_before = mx.set_cache_limit(MIB)
+    try:
+        with trio.fail_after(60):
+            for _ in range(2):
+                async with open_runtime(engine=engine) as runtime:
+                    job = await complete(await runtime.load(path), "abc")
+                assert job.result.tokens == reference(path, "abc", ANSWER)[0]
+                assert mx.set_cache_limit(MIB) == MIB
+    finally:
+        mx.set_cache_limit(pool_before)
+
+
 def run_python(code: str, *arguments: str) -> tuple[int, str, str]:
     """Exit status, output and errors of a process of its own."""
     done = subprocess.run(

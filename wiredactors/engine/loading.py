@@ -1,4 +1,4 @@
-"""From a source to a model in memory: resolve it, plan its bytes, load it piece by piece.
+"""From a source to a model in memory: find it, plan its bytes, load it piece by piece.
 
 A source is a GGUF file, a directory in Hugging Face layout, or a hub id.
 """
@@ -51,13 +51,11 @@ class LoadedModel:
         return context_length(self.config)
 
 
-def resolve(source: str | Path) -> Path:
-    """The local path of a source; a hub id is fetched with mlx-lm's own means.
-
-    It may take long: not on the trio thread, and not on the device thread.
+def local_path(source: str | Path) -> Path | None:
+    """The path of a source that is here; None for a hub id, which is to be downloaded.
 
     Raises:
-        ModelLoadError: there is nothing at that path, or the hub does not have it.
+        ModelLoadError: it is not here, and looks like no hub id.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -70,11 +68,22 @@ def resolve(source: str | Path) -> Path:
             f"there is no file or directory {text!r}: give the path of a GGUF file, of a model "
             "directory, or a hub id such as 'organization/model'"
         )
+    return None
+
+
+def download(hub_id: str) -> Path:
+    """The local path of a model of the hub, fetched with mlx-lm's own means.
+
+    It may take long: not on the trio thread, and not on the device thread.
+
+    Raises:
+        ModelLoadError: the hub does not have it, or cannot be reached.
+    """
     try:
-        found: Path = import_mlx_lm("utils")._download(text)
+        found: Path = import_mlx_lm("utils")._download(hub_id)
     except Exception as error:
         raise ModelLoadError(
-            f"{text!r} is neither a path here nor could it be had from the hub: {error}"
+            f"{hub_id!r} is neither a path here nor could it be had from the hub: {error}"
         ) from error
     return found
 

@@ -14,7 +14,14 @@ from wiredactors.engine.backend import DeviceMemory, QuietLimitBackend, device_m
 from wiredactors.engine.batch import Batch
 from wiredactors.engine.device import DeviceThread, without_locals
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
-from wiredactors.engine.loading import LoadAborted, LoadedModel, load, plan_load, resolve
+from wiredactors.engine.loading import (
+    LoadAborted,
+    LoadedModel,
+    download,
+    load,
+    local_path,
+    plan_load,
+)
 from wiredactors.engine.meter import Meter
 from wiredactors.engine.prompts import encode_prompt
 from wiredactors.engine.sizing import measure_cache
@@ -43,7 +50,7 @@ class MlxEngine:
 
     def __init__(self, pool_bytes: int = DEFAULT_POOL_BYTES):
         self.pool_bytes = pool_bytes
-        self.device = DeviceThread(self._step)
+        self.device: DeviceThread  # while it is open
         self._models: dict[str, LoadedModel] = {}
         self._batches: dict[tuple[str, int], Batch] = {}
         self._turns: Turns[tuple[str, int]] = Turns()
@@ -61,6 +68,7 @@ class MlxEngine:
         self, granted: Callable[[], int], on_step: Callable[[StepReport], object] | None
     ) -> None:
         self._granted, self._on_step = granted, on_step
+        self.device = DeviceThread(self._step)
         self.device.start()
         try:
             await self.device.run(self._open)
@@ -88,6 +96,7 @@ class MlxEngine:
             self._unload(name)
         if self._pool_before is not None:
             self._mx.set_cache_limit(self._pool_before)
+            self._pool_before = None
 
     def limit_backend(self, guard: Any) -> QuietLimitBackend:
         self._owned = guard.owned
@@ -100,8 +109,10 @@ class MlxEngine:
     # -- models
 
     async def plan(self, source: str, options: LoadOptions) -> LoadPlan:
-        # A download for the hub is left to itself when nobody waits for it any more.
-        path = await trio.to_thread.run_sync(resolve, source, abandon_on_cancel=True)
+        path = local_path(source)
+        if path is None:
+            # A download is left to itself when nobody waits for it any more.
+            path = await trio.to_thread.run_sync(download, str(source), abandon_on_cancel=True)
         return await self.device.run(
             functools.partial(plan_load, path, options, on_cpu=self._on_cpu)
         )
