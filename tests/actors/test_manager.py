@@ -569,12 +569,14 @@ class TestEvents:
             async with ticket.wired_limit():
                 await trio.sleep(1)
 
-        async with trio.open_nursery() as readers:
-            async with wa.open_manager(backend=Backend(working_set=10_000)) as manager:
-                await readers.start(read)
-                async with trio.open_nursery() as nursery:
-                    for _ in range(2500):
-                        nursery.start_soon(hold, wa.WiredSumPolicy().ticket(1))
+        async with (
+            trio.open_nursery() as readers,
+            wa.open_manager(backend=Backend(working_set=10_000)) as manager,
+        ):
+            await readers.start(read)
+            async with trio.open_nursery() as nursery:
+                for _ in range(2500):
+                    nursery.start_soon(hold, wa.WiredSumPolicy().ticket(1))
         assert sequences == list(range(manager.snapshot().sequence + 1))
 
     async def test_debug_events_off_ends_every_stream_at_once(self, nursery):

@@ -64,3 +64,25 @@ async def test_a_body_that_ends_waits_for_the_tasks(autojump_clock: MockClock) -
     async with open_bare_nursery() as nursery:
         nursery.start_soon(trio.sleep, 5)
     assert trio.current_time() == 5
+
+
+async def test_a_cancellation_of_the_nursery_itself_ends_there(autojump_clock: MockClock) -> None:
+    try:
+        async with open_bare_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.cancel_scope.cancel()
+            await trio.sleep_forever()
+    except trio.Cancelled:  # noqa: ASYNC103  # nobody cancelled what is out here
+        pytest.fail("it came out")
+
+
+async def test_a_cancellation_of_both_goes_through(autojump_clock: MockClock) -> None:
+    reached = False
+    with trio.CancelScope() as scope:
+        async with open_bare_nursery() as nursery:
+            nursery.cancel_scope.cancel()
+            scope.cancel()
+            await trio.sleep_forever()
+        reached = True
+    assert scope.cancelled_caught
+    assert not reached

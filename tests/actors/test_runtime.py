@@ -278,7 +278,7 @@ async def test_an_engine_that_does_not_open_says_why_and_leaves_no_manager(
         pass
 
 
-async def test_a_second_runtime_is_a_clear_error_and_closes_its_engine(
+async def test_a_second_runtime_is_a_clear_error_and_never_opens_its_engine(
     autojump_clock: MockClock,
 ) -> None:
     house, second = House(), House()
@@ -286,8 +286,45 @@ async def test_a_second_runtime_is_a_clear_error_and_closes_its_engine(
         with pytest.raises(wa.ManagerAlreadyOpen):
             async with second.open():
                 pytest.fail("the body must not run")
-        assert not second.engine.is_open
+        assert second.engine.records == []
         await runtime.load("model")
+    house.check(runtime)
+
+
+async def test_no_second_one_opens_before_the_engine_of_the_first_has_closed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, second = House(), House()
+    refused = []
+    close = house.engine.close
+
+    async def slowly() -> None:
+        with pytest.raises(wa.ManagerAlreadyOpen):
+            async with second.open():
+                pytest.fail("the body must not run")
+        with pytest.raises(wa.NoManager):
+            await wa.WiredSumPolicy().ticket(1).start()
+        refused.append(True)
+        await close()
+
+    monkeypatch.setattr(house.engine, "close", slowly)
+    async with house.open():
+        pass
+    assert refused
+    async with second.open():
+        pass
+
+
+async def test_a_runtime_that_is_cancelled_from_within_is_just_left(
+    autojump_clock: MockClock,
+) -> None:
+    house = House()
+    try:
+        async with house.open() as runtime:
+            runtime._nursery.cancel_scope.cancel()
+            await trio.sleep_forever()
+    except trio.Cancelled:  # noqa: ASYNC103  # nobody cancelled what is out here
+        pytest.fail("it came out")
     house.check(runtime)
 
 

@@ -230,7 +230,7 @@ class WiredMemoryManager:
                 request.taken_back.set()
             self._broadcast.close()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """End everything; `run` returns when the baseline is back."""
         self._post(m.Close())
 

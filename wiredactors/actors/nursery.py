@@ -22,6 +22,8 @@ async def open_bare_nursery() -> AsyncIterator[trio.Nursery]:
             try:
                 yield nursery
             except BaseException as error:  # noqa: ASYNC103  # raised again below
+                if nursery.cancel_scope.cancel_called and _all_cancelled(error):
+                    raise  # the nursery takes it, unless a scope outside is cancelled too
                 failure = error
                 nursery.cancel_scope.cancel()
     except BaseException as others:  # noqa: ASYNC103  # the body's own goes on instead

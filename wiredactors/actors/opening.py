@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import trio
 
@@ -43,8 +43,26 @@ async def open_manager(
         ManagerAlreadyOpen: one is open in this process: share it.
         GuardError: the installed mlx-lm sets the limit in a way that is not known.
     """
-    async with open_manager_with(configuration, lambda guard: backend) as manager:
-        yield manager
+    with claimed_slot():
+        async with open_manager_with(configuration, lambda guard: backend) as manager:
+            yield manager
+
+
+@contextlib.contextmanager
+def claimed_slot() -> Iterator[None]:
+    """Be the one in this process that opens a manager, until everything of it is closed again.
+
+    Raises:
+        ManagerAlreadyOpen: another is.
+    """
+    if not open_manager_slot.claim.acquire(blocking=False):
+        raise ManagerAlreadyOpen(
+            "a manager is open in this process, which has one wired limit: use that one"
+        )
+    try:
+        yield
+    finally:
+        open_manager_slot.claim.release()
 
 
 @contextlib.asynccontextmanager
@@ -55,12 +73,9 @@ async def open_manager_with(
 ) -> AsyncIterator[WiredMemoryManager]:
     """As `open_manager`, with a backend that is made once there is a guard to write through.
 
-    `pool_bytes` is what the allocator's pool of freed buffers may hold besides all tickets.
+    The caller has claimed the slot. `pool_bytes` is what the allocator's pool of freed buffers may
+    hold besides all tickets.
     """
-    if open_manager_slot.manager is not None:
-        raise ManagerAlreadyOpen(
-            "a manager is open in this process, which has one wired limit: use that one"
-        )
     configuration = configuration or WiredMemoryConfiguration()
     trio_token = trio.lowlevel.current_trio_token()
     manager: WiredMemoryManager | None = None
@@ -86,7 +101,7 @@ async def open_manager_with(
                 try:
                     yield manager
                 finally:
-                    manager.close()
+                    manager._close()
         finally:
             open_manager_slot.manager = None
 

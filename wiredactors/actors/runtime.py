@@ -15,7 +15,7 @@ import trio
 from wiredactors.actors.manager import WiredMemoryManager
 from wiredactors.actors.model import Model
 from wiredactors.actors.nursery import open_bare_nursery
-from wiredactors.actors.opening import open_manager_with
+from wiredactors.actors.opening import claimed_slot, open_manager_with
 from wiredactors.actors.protocol import Engine, Guard, LimitBackend
 from wiredactors.actors.workspace import Workspace
 from wiredactors.engine.mlx_engine import MlxEngine
@@ -149,7 +149,7 @@ class Runtime:
             presence.settled.set()
             presence.gone.set()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Cancel every job and load; the models then unload."""
         self._closed = True
         for model in self._models.values():
@@ -212,25 +212,27 @@ async def open_runtime(
         own = engine.limit_backend(guard)  # also where it is not used: the engine learns the guard
         return own if backend is None else backend
 
-    await engine.open(granted, None if on_step is None else listener)
-    try:
-        async with (
-            open_manager_with(
-                configuration,
-                limit_backend,
-                pool_bytes=engine.pool_bytes,
-            ) as manager,
-            open_bare_nursery() as nursery,
-        ):
-            granted.manager = manager
-            listener.nursery = nursery
-            runtime = Runtime(manager, engine, policy, nursery)
-            try:
-                yield runtime
-            finally:
-                runtime.close()
-    finally:
-        await engine.close()
+    # The slot is claimed round the whole life of the engine: two would call MLX side by side.
+    with claimed_slot():
+        await engine.open(granted, None if on_step is None else listener)
+        try:
+            async with (
+                open_manager_with(
+                    configuration,
+                    limit_backend,
+                    pool_bytes=engine.pool_bytes,
+                ) as manager,
+                open_bare_nursery() as nursery,
+            ):
+                granted.manager = manager
+                listener.nursery = nursery
+                runtime = Runtime(manager, engine, policy, nursery)
+                try:
+                    yield runtime
+                finally:
+                    runtime._close()
+        finally:
+            await engine.close()
 
 
 class _Granted:

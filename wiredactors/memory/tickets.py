@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
@@ -29,10 +30,15 @@ class TicketManager(Protocol):
 
 
 class OpenManager:
-    """The slot for the manager that is open in this process; the actors fill and empty it."""
+    """The slot for the manager that is open in this process; the actors fill and empty it.
+
+    Attributes:
+        claim: held by whoever opens, serves or closes a manager, on whichever thread.
+    """
 
     def __init__(self) -> None:
         self.manager: TicketManager | None = None
+        self.claim = threading.Lock()
 
 
 #: There is one wired limit in a process, hence one slot.
