@@ -258,7 +258,7 @@ async def test_memory_is_modelled_and_reported(autojump_clock: MockClock) -> Non
     assert heard[-1].active_bytes == 100 * MIB + step_bytes
     assert heard[-1].peak_bytes == 107 * MIB + step_bytes
     assert heard[-1].granted_bytes == 42
-    await engine.remove("a")
+    assert await engine.remove("a") == step_bytes
     await engine.unload("m")
     assert engine.held_bytes == engine.charged_bytes == 0
     await engine.close()

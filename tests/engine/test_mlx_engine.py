@@ -327,12 +327,15 @@ class TestCancelling:
                 async with model.generate(tiny.prompt_of(1500), 100) as job:
                     await until(lambda: bool(recorded.engine._batches))
                 assert job.result.tokens == ()  # its prompt was being read
+                assert job.result.kv_bytes == 0
                 assert nothing_is_held(recorded)
                 async with model.generate("abc", 1000) as job:
                     async for _ in job:
                         break
                 assert job.result.finish_reason == "cancelled"
                 assert 0 < job.result.generation_tokens < 1000
+                assert 8 * KIB * job.result.generation_tokens < job.result.kv_bytes
+                assert job.result.kv_bytes <= job.result.ticket_size
                 assert nothing_is_held(recorded)
                 assert active_bytes(recorded) - loaded < 64 * KIB
                 survivor = await complete(model, "abc")

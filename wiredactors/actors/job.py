@@ -42,7 +42,7 @@ class GenerationResult:
         waited: from the call until the ticket was admitted (or until the end, if it never was).
         time_to_first_token: from the call; None if there was none.
         ticket_size: what the ticket held.
-        kv_bytes: the row's share of the allocated cache at its end; 0 if it was cancelled.
+        kv_bytes: the row's share of the allocated cache at its end; 0 if it never decoded.
     """
 
     text: str
@@ -166,7 +166,7 @@ class Job:
                 await self._row_ended.wait()
         finally:
             if not self._row_ended.is_set():
-                await self._engine_model.remove(self.id)
+                self._kv_bytes = max(await self._engine_model.remove(self.id), self._kv_bytes)
 
     def _take(self, output: RowOutput) -> None:
         """One output of the engine; on the trio thread, never blocking."""

@@ -76,8 +76,11 @@ class EngineModel(Protocol):
         Its cache has been let go when the last one comes.
         """
 
-    async def remove(self, row_id: str) -> None:
-        """Take a row out; returns when its cache has been let go. Not cancellable."""
+    async def remove(self, row_id: str) -> int:
+        """Take a row out; returns when its cache has been let go. Not cancellable.
+
+        Returns its share of the batch's cache in bytes until then, 0 if it never decoded.
+        """
 
     async def unload(self) -> None:
         """Let the weights go. Not cancellable."""

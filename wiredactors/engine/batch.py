@@ -68,14 +68,17 @@ class Batch:
         )
         self._rows[uid] = _Row(request, RowText(request, self._tokenizer), uid)
 
-    def remove(self, row_id: str) -> None:
-        """Take a row out, wherever it is, and let its cache go."""
-        gone = [uid for uid, row in self._rows.items() if row.request.row_id == row_id]
-        for uid in gone:
-            del self._rows[uid]
-        if gone:
-            self._generator.remove(gone)
-            self._settle()
+    def remove(self, row_id: str) -> int:
+        """Take a row out, wherever it is, and let its cache go.
+
+        Returns its share of the cache until then; 0 if it never decoded.
+        """
+        [uid] = [uid for uid, row in self._rows.items() if row.request.row_id == row_id]
+        share = self._row_share() if uid in self._generator._generation_batch.uids else 0
+        del self._rows[uid]
+        self._generator.remove([uid])
+        self._settle()
+        return share
 
     def step(self) -> list[RowOutput]:
         """One step: a token for each decoding row, a chunk of the prompt that is prefilled.

@@ -186,16 +186,19 @@ class MlxEngine:
             output = RowOutput(row_id=request.row_id, error=failure)
             self.device.deliver(self._hand_over, [output], None)
 
-    async def remove(self, name: str, row_id: str) -> None:
+    async def remove(self, name: str, row_id: str) -> int:
         with trio.CancelScope(shield=True):
-            await self.device.run(functools.partial(self._remove, name, row_id))
+            share = await self.device.run(functools.partial(self._remove, name, row_id))
         self._delivers.pop(row_id, None)
+        return share
 
-    def _remove(self, name: str, row_id: str) -> None:
+    def _remove(self, name: str, row_id: str) -> int:
         for key, batch in list(self._batches.items()):
             if key[0] == name and row_id in batch:
-                batch.remove(row_id)
+                share = batch.remove(row_id)
                 self._drop_if_empty(key)
+                return share
+        return 0
 
     # -- steps
 
@@ -268,8 +271,8 @@ class MlxModel:
     def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
         self._engine.submit(self._name, request, deliver)
 
-    async def remove(self, row_id: str) -> None:
-        await self._engine.remove(self._name, row_id)
+    async def remove(self, row_id: str) -> int:
+        return await self._engine.remove(self._name, row_id)
 
     async def unload(self) -> None:
         with trio.CancelScope(shield=True):

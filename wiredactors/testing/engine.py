@@ -228,12 +228,15 @@ class ModelledEngine:
         self._record("submit", name, request.row_id)
         self._wake.set()
 
-    async def remove(self, row_id: str) -> None:
+    async def remove(self, row_id: str) -> int:
+        kv_bytes = 0
         with trio.CancelScope(shield=True):
             async with self._device:
                 for key, batch in list(self._batches.items()):
                     for row in [row for row in batch if row.request.row_id == row_id]:
+                        kv_bytes = row.steps * self._models[key[0]].cache_cost.step_bytes
                         self._let_go(key, row)
+        return kv_bytes
 
     def _let_go(self, key: _Key, row: _Row) -> None:
         self._record("let_go", key[0], row.request.row_id)
@@ -362,8 +365,8 @@ class _LoadedModel:
     def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
         self._engine.submit(self._name, request, deliver)
 
-    async def remove(self, row_id: str) -> None:
-        await self._engine.remove(row_id)
+    async def remove(self, row_id: str) -> int:
+        return await self._engine.remove(row_id)
 
     async def unload(self) -> None:
         await self._engine.unload(self._name)
