@@ -131,4 +131,9 @@ class PromptTooLong(WiredMemoryError):
 
 
 class GenerationError(WiredMemoryError):
-    """One job's own part of a step failed (its sampler, its stop text); the others go on."""
+    """The engine failed at a job. Other batches go on.
+
+    A step that fails (in the model, or in one row's sampler) fails every job of its batch: all of
+    the model that share its bucket. What is a job's alone (joining, its text, its stop text) fails
+    that job only.
+    """
