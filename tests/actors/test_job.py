@@ -342,6 +342,7 @@ async def test_leaving_early_cancels_and_what_came_is_in_the_result(
         assert job.result.finish_reason == "cancelled"
         assert job.result.text.startswith(chunk.text)
         assert job.result.generation_tokens in (1, 2)
+        assert job.result.kv_bytes == ROW
         assert trio.current_time() <= 3
         assert job.id not in house.tickets
 

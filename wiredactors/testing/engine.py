@@ -234,7 +234,8 @@ class ModelledEngine:
             async with self._device:
                 for key, batch in list(self._batches.items()):
                     for row in [row for row in batch if row.request.row_id == row_id]:
-                        kv_bytes = row.steps * self._models[key[0]].cache_cost.step_bytes
+                        if row.decodes:
+                            kv_bytes = row.steps * self._models[key[0]].cache_cost.step_bytes
                         self._let_go(key, row)
         return kv_bytes
 
