@@ -900,9 +900,20 @@ class TestWriting:
         assert d.kinds.count("limit_applied") == 2
 
     def test_mode_off_writes_nothing(self, driver):
-        d = driver(wired_mode="off")
-        assert d.start("a", 60).answer == 60
+        d = driver(wired_mode="off", baseline_override=5)
+        assert d.start("a", 60).answer == 5
+        assert d.ledger.snapshot().current_limit is None
+        assert d.ledger.snapshot().desired_limit == 65
+        assert d.end("a").answer == 5
         assert d.tried == []
+        assert "limit_computed" in d.kinds
+        assert "limit_applied" not in d.kinds
+        assert "baseline_restored" not in d.kinds
+
+    def test_mode_off_without_a_limit_to_write_decides_as_ever(self, driver):
+        d = driver(wired_mode="off", writes=False)
+        assert d.start("a", 60).answer == 60
+        assert d.kinds.count("limit_applied") == 1
 
     def test_the_mode_can_change_while_nothing_is_active(self, driver):
         d = driver()

@@ -498,6 +498,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if not self.settled or self.refusing or self.under_way is not None:
             return
         state = self.state
+        if self.supported and self.configuration.wired_mode == "off":
+            assert state.current_limit is None
+            return
         if self.ledger._limit._refusal is not None:
             return
         if any(ticket.kind == "active" for ticket in state.tickets):

@@ -367,10 +367,12 @@ class Ledger:
             self._desired_limit = self._desired()
         desired = self._desired_limit
         due = self._limit.deadline is not None and self._now >= self._limit.deadline
-        limit = self._limit.next_write(desired, working=working, now=self._now)
+        limit = None
+        if not self._hands_off:
+            limit = self._limit.next_write(desired, working=working, now=self._now)
         if working and (changed or (due and limit is not None)):
             self._emit(EventKind.LIMIT_COMPUTED, desired_limit=desired)
-        if limit is not None and self._writes and self.configuration.wired_mode != "off":
+        if limit is not None and self._writes:
             self._limit.in_flight = limit
             self._answers.await_write()
             self._effects.append(m.WriteLimit(limit))
@@ -382,6 +384,11 @@ class Ledger:
             self._restored_if_so()
             self._answer(self._answers.take_of_turn())
 
+    @property
+    def _hands_off(self) -> bool:
+        """There is a limit, and it is not ours: what is decided is not in force."""
+        return self._writes and self.configuration.wired_mode == "off"
+
     def _answer(self, replies: list[m.Reply]) -> None:
         limit = self._in_force()
         self._effects += [m.Answer(reply, limit) for reply in replies]
@@ -390,7 +397,7 @@ class Ledger:
         self._emit(EventKind.LIMIT_APPLIED, desired_limit=limit, applied_limit=limit)
 
     def _restored_if_so(self) -> None:
-        if self._restoring and self._in_force() == self._book.baseline:
+        if self._restoring and not self._hands_off and self._in_force() == self._book.baseline:
             self._restoring = False
             self._emit(EventKind.BASELINE_RESTORED, applied_limit=self._book.baseline)
 
