@@ -89,7 +89,6 @@ class Job:
         self._send, self._receive = trio.open_memory_channel[Chunk](math.inf)
         self._row_ended = trio.Event()
         self._error: Exception | None = None
-        self._error_told = False
         self._texts: list[str] = []
         self._tokens: list[int] = []
         self._finish_reason = ""
@@ -125,9 +124,13 @@ class Job:
 
     def raise_error(self) -> None:
         """Raise what made the job fail, once."""
-        if self._error is not None and not self._error_told:
-            self._error_told = True
-            raise self._error
+        error, self._error = self._error, None
+        if error is None:
+            return
+        try:
+            raise error
+        finally:
+            del error  # see `Request.raise_refusal`
 
     @trio.lowlevel.enable_ki_protection  # between admission and its note a ticket would be lost
     async def run(self) -> None:

@@ -35,7 +35,10 @@ async def open_bare_nursery() -> AsyncIterator[trio.Nursery]:
             errors = others.exceptions if isinstance(others, BaseExceptionGroup) else [others]
             raise BaseExceptionGroup("the body and its tasks failed", [failure, *errors]) from None
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # its traceback has this frame: a circle would keep the caller's frames
 
 
 def _all_cancelled(error: BaseException) -> bool:

@@ -34,8 +34,16 @@ class Request:
         self.answered.set()
 
     def raise_refusal(self) -> None:
-        if self._error is not None:
-            raise self._error
+        """Raise the refusal if there is one, once."""
+        error, self._error = self._error, None
+        if error is None:
+            return
+        try:
+            raise error
+        finally:
+            # Nothing that its traceback reaches leads back to it: the frames of the caller, and
+            # the arrays in them, go with the error and not at a garbage collection.
+            del error
 
     def outcome(self) -> int:
         self.raise_refusal()
