@@ -328,7 +328,7 @@ async def test_unload_waits_for_running_jobs_and_takes_no_new_ones(
         async with model.generate("x" * 100, max_tokens=20) as job:  # until 25
             nursery.start_soon(runtime.unload, "small")
             await wait_all_tasks_blocked()
-            with pytest.raises(wa.ModelNotLoaded, match="'small' is not loaded"):
+            with pytest.raises(wa.ModelNotLoaded, match="'small' is being unloaded"):
                 await run_job(model, 1)
             with pytest.raises(wa.ModelNotLoaded):
                 model.ticket_size("x")
@@ -339,6 +339,20 @@ async def test_unload_waits_for_running_jobs_and_takes_no_new_ones(
         assert (house.tickets, house.engine.models, runtime.models) == ({}, frozenset(), {})
         with pytest.raises(wa.ModelNotLoaded):
             await run_job(model, 1)
+
+
+async def test_an_unload_whose_caller_goes_away_goes_on(autojump_clock: MockClock) -> None:
+    house = House()
+    async with house.opened() as runtime:
+        model = await runtime.load("small")
+        async with model.generate("x" * 100, max_tokens=20):
+            with trio.move_on_after(1):
+                await runtime.unload("small")
+            assert runtime.models == {}
+            with pytest.raises(wa.ModelLoadError, match="'small' is being unloaded"):
+                await runtime.load("small")
+        await runtime.unload("small")
+        assert house.tickets == {}
 
 
 async def test_unload_of_an_unknown_name_says_which_are_known(autojump_clock: MockClock) -> None:

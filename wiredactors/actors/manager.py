@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from wiredactors.actors.broadcast import Broadcast, EventStream
-from wiredactors.actors.protocol import LimitBackend
+from wiredactors.actors.protocol import DeferredLimitBackend, LimitBackend
 from wiredactors.actors.request import Request
 from wiredactors.memory import messages as m
 from wiredactors.memory.configuration import WiredMemoryConfiguration
@@ -52,8 +52,7 @@ class WiredMemoryManager:
         """
         self._owner = owner
         self._backend = backend
-        # One that sets the limit elsewhere, and says when it has.
-        self._write_deferred = getattr(backend, "write_wired_limit", None)
+        self._deferred = backend if isinstance(backend, DeferredLimitBackend) else None
         self._ceiling_of = ceiling_of
         self._supported = supported
         self._inert = not supported and not configuration.policy_only_when_unsupported
@@ -278,8 +277,8 @@ class WiredMemoryManager:
 
     def _write_limit(self, limit: int) -> None:
         try:
-            if self._write_deferred is not None:
-                self._write_deferred(limit, _Outcome(limit, self._post))
+            if self._deferred is not None:
+                self._deferred.write_wired_limit(limit, _Outcome(limit, self._post))
                 return
             with self._owner():
                 previous = self._backend.set_wired_limit(limit)

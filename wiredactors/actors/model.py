@@ -201,8 +201,10 @@ class Model:
 
     @property
     def _ready(self) -> EngineModel:
-        if self._loaded is None or self._leaving.is_set():
+        if self._loaded is None:
             raise ModelNotLoaded(f"model {self.name!r} is not loaded: load it first")
+        if self._leaving.is_set():
+            raise ModelNotLoaded(f"model {self.name!r} is being unloaded: it takes no more jobs")
         return self._loaded
 
     @property

@@ -32,8 +32,8 @@ class LimitBackend(Protocol):
 
 
 @runtime_checkable
-class DeferredLimitBackend(LimitBackend, Protocol):
-    """A backend that sets the limit at a quiet point of its own thread."""
+class DeferredLimitBackend(Protocol):
+    """What a backend has besides that sets the limit at a quiet point of its own thread."""
 
     def write_wired_limit(
         self, limit: int, done: Callable[[int | None, BaseException | None], object]

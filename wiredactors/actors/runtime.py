@@ -85,8 +85,11 @@ class Runtime:
         name = _name_of(source) if name is None else name
         if self._closed:
             raise _closed(name)
-        if name in self._present:
-            raise ModelLoadError(f"a model named {name!r} is loaded already: give another name")
+        there = self._present.get(name)
+        if there is not None:
+            leaves = there.ready and name not in self._models
+            state = "being unloaded" if leaves else "loaded already"
+            raise ModelLoadError(f"a model named {name!r} is {state}: give another name")
         model = Model(
             name,
             self._policy,
@@ -95,9 +98,9 @@ class Runtime:
             self._job_numbers,
             self._workspace,
         )
-        presence = self._present[name] = _Presence()
+        presence = self._present[name] = _Presence(model)
         # In the runtime's nursery, whoever asked for it: it must end before the engine closes.
-        self._nursery.start_soon(self._be, model, presence, str(source), options)
+        self._nursery.start_soon(self._be, presence, str(source), options)
         try:
             await presence.settled.wait()
         except trio.Cancelled:
@@ -105,8 +108,7 @@ class Runtime:
             with trio.CancelScope(shield=True):
                 await presence.gone.wait()
             raise
-        if presence.error is not None:
-            raise presence.error
+        presence.raise_error()
         if not presence.ready:
             raise _closed(name)
         return model
@@ -114,24 +116,24 @@ class Runtime:
     async def unload(self, name: str) -> None:
         """Take no more jobs for a model, and let it go when those under way have ended.
 
+        That goes on though waiting for it is cancelled; a second call waits for it too.
+
         Raises:
             ModelNotLoaded: there is no model of that name.
             And what the engine raises where it cannot let it go.
         """
-        model = self._models.get(name)
-        if model is None:
+        presence = self._present.get(name)
+        if presence is None or not presence.ready:
             raise ModelNotLoaded(f"no model named {name!r} is loaded: {sorted(self._models)} are")
-        presence = self._present[name]
-        model.leave(cancel_jobs=False)
+        self._models.pop(name, None)
+        presence.model.leave(cancel_jobs=False)
         await presence.gone.wait()
-        if presence.error is not None:
-            raise presence.error
+        presence.raise_error()
 
     @trio.lowlevel.enable_ki_protection
-    async def _be(
-        self, model: Model, presence: _Presence, source: str, options: LoadOptions
-    ) -> None:
+    async def _be(self, presence: _Presence, source: str, options: LoadOptions) -> None:
         """The model's task. What it raises is for whoever loads or unloads it."""
+        model = presence.model
 
         def ready() -> None:
             self._models[model.name] = model
@@ -152,8 +154,9 @@ class Runtime:
     def _close(self) -> None:
         """Cancel every job and load; the models then unload."""
         self._closed = True
-        for model in self._models.values():
-            model.leave(cancel_jobs=True)
+        for presence in self._present.values():
+            if presence.ready:
+                presence.model.leave(cancel_jobs=True)
         self._nursery.cancel_scope.cancel()
 
 
@@ -161,11 +164,22 @@ class Runtime:
 class _Presence:
     """A model that is here, or coming. `settled`: it is ready, or has failed."""
 
+    model: Model
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     settled: trio.Event = attrs.field(factory=trio.Event)
     gone: trio.Event = attrs.field(factory=trio.Event)
     ready: bool = False
     error: Exception | None = None
+
+    def raise_error(self) -> None:
+        """Raise what the model failed of, once."""
+        error, self.error = self.error, None
+        if error is None:
+            return
+        try:
+            raise error
+        finally:
+            del error  # see `Request.raise_refusal`
 
 
 def _name_of(source: str | Path) -> str:
@@ -264,4 +278,7 @@ class _Listener:
 
 
 async def _raise(error: Exception) -> None:
-    raise error
+    try:
+        raise error
+    finally:
+        del error
