@@ -38,7 +38,10 @@ class _Subscriber:
 
 
 class EventStream:
-    """What one subscriber reads: `async for event in stream`."""
+    """What one subscriber reads: `async for event in stream`.
+
+    It gives way to other tasks only when there is nothing to read.
+    """
 
     def __init__(
         self, receive: trio.MemoryReceiveChannel[WiredMemoryEvent], subscriber: _Subscriber
