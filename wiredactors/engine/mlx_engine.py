@@ -181,6 +181,8 @@ class MlxEngine:
                     self._batches[key] = Batch(self._models[name])
             self._batches[key].insert(request)
         except Exception as error:
+            if key in self._batches:
+                self._drop_if_empty(key)
             failure = GenerationError(f"row {request.row_id} could not join: {error!r}")
             failure.__cause__ = without_locals(error)
             output = RowOutput(row_id=request.row_id, error=failure)
