@@ -40,6 +40,7 @@ def test_spans_tell_when_each_ticket_asked_came_in_and_ended():
         "a": (2.0, 2.0, 4.0),
         "b": (3.0, 4.0, None),
     }
+    assert {name: s.size for name, s in spans.items()} == {"w": 50, "a": 10, "b": 15}
 
 
 def test_granted_and_reserved_bytes_follow_the_tickets():

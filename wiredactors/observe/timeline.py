@@ -11,7 +11,7 @@ from wiredactors.scheduling.requests import StepReport
 
 @attrs.define
 class Span:
-    """A ticket's life. Times are seconds; None where it has not come to that."""
+    """A ticket's life. Its size is the last one; times are seconds, None where not come to."""
 
     ticket_id: str
     size: int
@@ -73,6 +73,8 @@ class Timeline:
                 self.spans[ticket] = Span(ticket, size, event.ticket_kind or "", now)
             case EventKind.TICKET_STARTED:
                 self._began(ticket, size, event.ticket_kind or "", now)
+            case EventKind.TICKET_RESIZED if ticket in self.spans:
+                self.spans[ticket].size = size
             case (
                 EventKind.TICKET_ENDED | EventKind.ADMISSION_CANCELLED | EventKind.ADMISSION_REFUSED
             ) if ticket in self.spans:
