@@ -2,9 +2,11 @@
 
 import pytest
 
+import wiredactors as wa
 from wiredactors.cli.main import main
 from wiredactors.cli.scenario import ScenarioError, load_scenario, packaged_scenario
 from wiredactors.observe.records import read_event_log
+from wiredactors.observe.timeline import Timeline
 
 TICKETS = '''
 """Two tickets under one cap.
@@ -143,3 +145,26 @@ def test_words_that_make_no_sense_show_the_usage(words, capsys):
         main(words)
     assert exit_.value.code == 2
     assert "usage: wiredactors" in capsys.readouterr().err
+
+
+def test_the_table_fits_the_terminal(monkeypatch, capsys):
+    from wiredactors.cli.summary import print_summary
+
+    monkeypatch.setenv("COLUMNS", "100")
+    result = wa.GenerationResult(
+        text="many words " * 40,
+        tokens=(1,),
+        prompt_tokens=1,
+        generation_tokens=1,
+        prompt_tps=1.0,
+        generation_tps=1.0,
+        finish_reason="length",
+        waited=0.5,
+        time_to_first_token=1.0,
+        ticket_size=wa.MIB,
+        kv_bytes=wa.MIB,
+    )
+    print_summary([wa.Outcome("chat", "Say many words", result)], Timeline(), 0, 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any("many words" in line and line.endswith("...") for line in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Sequence
 
@@ -21,15 +22,19 @@ def print_summary(
     """Print the table of jobs, the peak against what was granted, and the limit afterwards."""
     rows = [_HEADER, _UNITS, *(_row(outcome) for outcome in outcomes)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER) - 1)]
+    # What is left of the line is for the answer; a file or a pipe is given wide lines.
+    columns = shutil.get_terminal_size(fallback=(140, 24)).columns
+    room = max(20, columns - sum(widths) - 2 * len(widths) - 1)
     print()
     for number, row in enumerate(rows):
         cells = [
             cell.rjust(width) if name in _RIGHT else cell.ljust(width)
             for cell, width, name in zip(row[:-1], widths, _HEADER, strict=False)
         ]
-        print("  ".join([*cells, row[-1]]).rstrip())
+        answer = textwrap.shorten(row[-1], room, placeholder="...")
+        print("  ".join([*cells, answer]).rstrip())
         if number == 1:
-            print("  ".join("-" * width for width in [*widths, 40]))
+            print("  ".join("-" * width for width in [*widths, min(40, room)]))
     print()
     for outcome in outcomes:
         if outcome.error is not None:
@@ -63,5 +68,5 @@ def _numbers(result: GenerationResult) -> tuple[str, ...]:
         f"{result.generation_tps:.1f}",
         f"{result.ticket_size / MIB:.2f}",
         f"{result.kv_bytes / MIB:.2f}",
-        textwrap.shorten(" ".join(result.text.split()), 60, placeholder="..."),
+        " ".join(result.text.split()),
     )
