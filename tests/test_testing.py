@@ -294,13 +294,13 @@ async def test_a_quiet_backend_is_written_between_two_steps(autojump_clock: Mock
     model = ModelledModel(step_seconds=1, load_seconds=0)
     rows = Rows()
     async with opened(ModelledEngine({"m": model}, backend=recording)) as engine:
-        quiet = engine.limit_backend(None)  # type: ignore[arg-type]  # it needs no guard
+        quiet = engine.limit_backend(None)  # it needs no guard
         loaded = await engine.load("m", await engine.plan("m", LoadOptions()), ignore)
         loaded.submit(rows.request("a", prompt=1, max_tokens=9), rows.take)
         await trio.sleep(1.5)
         outcomes: list[object] = []
         for limit in (10, 5000):
-            quiet.write_wired_limit(  # type: ignore[union-attr]
+            quiet.write_wired_limit(
                 limit, lambda previous, error: outcomes.append(error or previous)
             )
         assert recording.writes == []

@@ -84,7 +84,7 @@ class TestTickets:
 
     async def test_the_body_of_wired_limit_gets_the_limit_and_its_error_leaves_bare(self):
         backend = Backend()
-        with pytest.raises(KeyError):  # noqa: PT012
+        with pytest.raises(KeyError):  # noqa: PT012  # what raises is the block as a whole
             async with wa.open_manager(backend=backend), SUM100.ticket(60).wired_limit() as limit:
                 assert limit == 60
                 raise KeyError("mine")
@@ -287,7 +287,7 @@ class TestClosing:
 
         monkeypatch.setattr(Ledger, "receive", crash)
         ended = []
-        with trio.fail_after(60), pytest.raises(BaseExceptionGroup) as raised:  # noqa: PT012
+        with trio.fail_after(60), pytest.raises(BaseExceptionGroup) as raised:  # noqa: PT012  # what raises is the block as a whole
             async with wa.open_manager(backend=Backend()) as manager:
                 bad, good = SUM100.ticket(1), SUM100.ticket(2)
                 await good.start()
@@ -324,7 +324,7 @@ class TestClosing:
                 await SUM100.ticket(5).start()
             errors.append(refused.value)
 
-        with pytest.raises(ExceptionGroup):  # noqa: PT012
+        with pytest.raises(ExceptionGroup):  # noqa: PT012  # what raises is the block as a whole
             async with wa.open_manager(backend=Backend()):
                 nursery.start_soon(outside)
                 await trio.sleep_forever()
@@ -530,7 +530,7 @@ class TestEvents:
         async def listen():
             async with manager.events() as events:
                 async for event in events:
-                    kinds.append(event.kind)  # noqa: PERF401
+                    kinds.append(event.kind)  # noqa: PERF401  # they are read while they come
             kinds.append("end")
 
         async with wa.open_manager(backend=Backend()) as manager:

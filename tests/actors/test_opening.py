@@ -75,7 +75,7 @@ async def test_an_exception_of_the_body_leaves_bare(error):
 
 
 async def test_it_does_so_also_in_a_cancelled_scope():
-    with pytest.raises(ValueError, match="mine"), trio.CancelScope() as scope:  # noqa: PT012
+    with pytest.raises(ValueError, match="mine"), trio.CancelScope() as scope:  # noqa: PT012  # what raises is the block as a whole
         async with wa.open_manager(backend=Backend()):
             scope.cancel()
             raise ValueError("mine")

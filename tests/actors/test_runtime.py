@@ -143,7 +143,7 @@ async def test_closing_stops_a_load_of_a_task_that_stays(
         await trio.sleep(1)
         return await engine_plan(source, options)
 
-    house.engine.plan = slow_plan  # type: ignore[method-assign]
+    house.engine.plan = slow_plan
     errors: list[Exception] = []
 
     async def load() -> None:
@@ -363,7 +363,7 @@ async def test_a_model_is_called_by_the_last_part_of_its_source(
         assert model.name == name
         assert runtime.models == {name: model}
         with pytest.raises(TypeError):
-            runtime.models["other"] = model  # type: ignore[index]
+            runtime.models["other"] = model
 
 
 async def test_reservations_and_jobs_share_one_cap_with_a_callers_own_tickets(

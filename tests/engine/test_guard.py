@@ -361,7 +361,7 @@ def test_everything_is_as_before_afterwards(guard):
 
 def test_a_patch_over_ours_is_left_alone(guard, metal, monkeypatch):
     """Whoever patched the attribute meanwhile keeps it, also when more of mlx-lm is imported."""
-    theirs = lambda limit: -1  # noqa: E731
+    theirs = lambda limit: -1  # noqa: E731  # it must be a plain function object
     with monkeypatch.context() as patch:
         guard.install()
         patch.setattr(mx, SET, theirs)

@@ -43,8 +43,8 @@ def test_a_sampling_parameter_out_of_its_range_is_refused(wrong: dict[str, Any])
 
 
 def test_one_stop_text_may_stand_alone() -> None:
-    assert SamplingParameters(stop="end").stop == ("end",)  # type: ignore[arg-type]
-    assert SamplingParameters(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
+    assert SamplingParameters(stop="end").stop == ("end",)
+    assert SamplingParameters(stop=["a", "b"]).stop == ("a", "b")
 
 
 @pytest.mark.parametrize("max_tokens", [0, -1, "5", True, 2.0, None])

@@ -107,7 +107,7 @@ class LiveView:
     def _jobs(self) -> Table:
         table = Table(expand=True, box=None, pad_edge=False)
         for column, justify in (("job", "left"), ("model", "left"), ("state", "left")):
-            table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+            table.add_column(column, justify=justify, no_wrap=True)  # type: ignore[arg-type]  # a str of rich's literals
         table.add_column("holds", justify="right", no_wrap=True)
         table.add_column("text", ratio=1, no_wrap=True, overflow="ellipsis")
         self._keep_texts()
