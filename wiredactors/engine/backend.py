@@ -14,7 +14,8 @@ import attrs
 
 from wiredactors.engine.device import DeviceThread
 from wiredactors.engine.imports import import_mlx
-from wiredactors.engine.machine import host_memory_bytes
+from wiredactors.engine.machine import host_memory_bytes, mlx_bytes, read_host_memory
+from wiredactors.memory.outside import MemoryReading
 
 
 @attrs.frozen
@@ -24,10 +25,12 @@ class DeviceMemory:
     Attributes:
         recommended_bytes: Metal's recommended working set; None elsewhere.
         total_bytes: memory of the device (on unified memory and CPU: of the machine).
+        own: whether the device has memory of its own (CUDA), or shares the machine's.
     """
 
     recommended_bytes: int | None
     total_bytes: int
+    own: bool = False
 
 
 def device_memory() -> DeviceMemory:
@@ -43,7 +46,18 @@ def device_memory() -> DeviceMemory:
     info = mx.device_info(mx.gpu)  # {} without a GPU
     total = info.get("memory_size") or info.get("total_memory") or host_memory_bytes()
     recommended = info.get("max_recommended_working_set_size")
-    return DeviceMemory(None if recommended is None else int(recommended), int(total))
+    return DeviceMemory(
+        None if recommended is None else int(recommended), int(total), own="total_memory" in info
+    )
+
+
+def _read_device_memory() -> MemoryReading | None:
+    """The device's own memory now; None where it does not say what is free."""
+    mx = import_mlx()
+    info = mx.device_info(mx.gpu)  # asks the driver each time
+    if "free_memory" not in info:
+        return None
+    return MemoryReading(int(info["total_memory"]), int(info["free_memory"]), mlx_bytes())
 
 
 def _has_gpu_build() -> bool:
@@ -80,6 +94,13 @@ class DeviceLimitBackend:
 
     def total_memory_bytes(self) -> int:
         return self._memory.total_bytes
+
+    def memory_reading(self) -> MemoryReading | None:
+        """The memory now of the device, or of the machine where it has none of its own.
+
+        None where the device does not say what is free. Errors are psutil's and MLX's own.
+        """
+        return _read_device_memory() if self._memory.own else read_host_memory()
 
     def set_wired_limit(self, limit: int) -> int | None:
         """Set the limit in bytes; returns the previous one.
