@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from wiredactors.memory.errors import GenerationError, ModelLoadError
+from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.units import MIB
 from wiredactors.scheduling.requests import (
     LoadOptions,
@@ -107,6 +108,13 @@ def test_names_of_buffers_are_checked() -> None:
         backend.allocate("a", 1)
     with pytest.raises(ValueError, match="no buffer"):
         backend.free("b")
+
+
+def test_the_memory_that_is_read_is_what_the_test_says() -> None:
+    backend = RecordingBackend()
+    assert backend.memory_reading() is None
+    backend.reading = MemoryReading(100, 40, 10)
+    assert backend.memory_reading() == backend.reading
 
 
 # -- the engine
@@ -308,3 +316,24 @@ async def test_a_quiet_backend_is_written_between_two_steps(autojump_clock: Mock
     assert recording.writes == [10]
     assert outcomes[0] == 0
     assert isinstance(outcomes[1], ValueError)
+
+
+def test_a_quiet_backend_knows_of_memory_what_the_one_inside_knows() -> None:
+    recording = RecordingBackend(total_memory=1000)
+    quiet = ModelledEngine(backend=recording).limit_backend(None)
+    assert quiet.total_memory_bytes() == 1000
+    recording.reading = MemoryReading(1000, 40, 10)
+    assert quiet.memory_reading() == recording.reading
+
+    class Bare:
+        supported = True
+
+        def recommended_working_set_bytes(self) -> int:
+            return 1000
+
+        def set_wired_limit(self, limit: int) -> None:
+            pass
+
+    bare = ModelledEngine(backend=Bare()).limit_backend(None)
+    assert not hasattr(bare, "total_memory_bytes")
+    assert not hasattr(bare, "memory_reading")

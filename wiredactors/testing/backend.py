@@ -18,6 +18,7 @@ from collections.abc import Callable
 import attrs
 
 from wiredactors.actors.protocol import LimitBackend
+from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.units import GIB
 
 #: What hears of a write that was asked for: the previous limit, or the error.
@@ -49,6 +50,7 @@ class RecordingBackend:
         limit: the limit in force, the capacity of the residency set.
         calls: every call of `set_wired_limit`, in order, the refused ones too.
         refuse_over: a limit above it is refused like one above the working set; None for none.
+        reading: the memory of the machine now, as the manager is to see it; None for no watch.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class RecordingBackend:
         self.limit = limit
         self.calls: list[LimitWrite] = []
         self.refuse_over = refuse_over
+        self.reading: MemoryReading | None = None
         self._recommended = recommended_working_set
         self._total_memory = total_memory
         self._failures = 0
@@ -81,6 +84,10 @@ class RecordingBackend:
     def total_memory_bytes(self) -> int:
         """Memory of the device in bytes."""
         return self._total_memory
+
+    def memory_reading(self) -> MemoryReading | None:
+        """What the test has put into `reading`."""
+        return self.reading
 
     def set_wired_limit(self, limit: int) -> int:
         """Set the limit in bytes; returns the previous one.
@@ -180,9 +187,16 @@ class RecordingBackend:
 class QuietBackend:
     """A backend that is written at an engine's quiet points: `ask` has it written soon."""
 
+    total_memory_bytes: Callable[[], int]
+    memory_reading: Callable[[], MemoryReading | None]
+
     def __init__(self, backend: LimitBackend, ask: Callable[[int, Done], None]):
         self._backend = backend
         self.write_wired_limit = ask
+        # What a backend may have besides is here only if the one inside has it.
+        for name in ("total_memory_bytes", "memory_reading"):
+            if hasattr(backend, name):
+                setattr(self, name, getattr(backend, name))
 
     @property
     def supported(self) -> bool:
