@@ -1,0 +1,283 @@
+"""The rules of admission once more, in plain lists and loops: what the fast ledger must agree with.
+
+It models who is admitted, grows, waits or is refused, and nothing else: no writes, replies or
+events, and no policies that fail. Everything is computed anew from the tickets whenever it is
+asked for, and after each decision the whole of the rules starts again from the top.
+"""
+
+from __future__ import annotations
+
+import math
+
+import attrs
+
+from wiredactors.memory.configuration import WiredMemoryConfiguration
+from wiredactors.memory.policies import WiredMemoryPolicy
+
+#: What was decided, and for which ticket.
+Decision = tuple[str, str]
+
+_CEILING = "ceiling"
+
+
+@attrs.define(eq=False)
+class Ticket:
+    """One ticket. `wants` is its size while it waits to start, what it would grow to later."""
+
+    id: str
+    size: int
+    kind: str
+    policy: WiredMemoryPolicy
+    priority: int
+    pinned: bool
+    requires: tuple[str, ...]
+    since: float
+    arrival: int
+    wants: int
+    passed: int = 0
+
+
+class Naive:
+    """See the module.
+
+    Each method returns what was decided, in order: `("admitted", id)`, `("grown", id)` (a resize
+    took effect, a smaller size or one of a waiter too), `("refused", id)` (a start),
+    `("resize_refused", id)`, and at the end `("waits", id)` or `("resize_waits", id)` for a
+    request that was neither granted nor refused at once.
+
+    `counts_barred` False leaves out one kind of passing: over the ceiling, past a ticket whose
+    group is kept for another anyway. Without it nobody is passed more than `overtake_count` times.
+    """
+
+    def __init__(
+        self,
+        configuration: WiredMemoryConfiguration,
+        ceiling: int | None,
+        *,
+        counts_barred: bool = True,
+    ):
+        self.configuration = configuration
+        self.ceiling = math.inf if ceiling is None else ceiling
+        self.baseline = configuration.baseline_override or 0
+        self._counts_barred = counts_barred
+        self._live: list[Ticket] = []  # in the order of admission
+        self._queue: list[Ticket] = []  # as they came
+        self._growers: list[Ticket] = []  # live ones, in the order in which they asked
+        self._arrivals = 0
+
+    # -- looking
+
+    @property
+    def running(self) -> list[tuple[str, int]]:
+        """Ids and sizes, in the order of admission."""
+        return [(ticket.id, ticket.size) for ticket in self._live]
+
+    @property
+    def waiting(self) -> list[str]:
+        """Ids, in the order of the queue."""
+        return [ticket.id for ticket in self._ordered()]
+
+    @property
+    def growing(self) -> list[tuple[str, int]]:
+        """Ids and the sizes that they would have, in the order in which they asked."""
+        return [(ticket.id, ticket.wants) for ticket in self._growers]
+
+    @property
+    def passed(self) -> dict[str, int]:
+        """How often each that waits was passed."""
+        return {ticket.id: ticket.passed for ticket in self._ordered()}
+
+    def limit(self) -> int:
+        """The limit that the live tickets ask for."""
+        if all(ticket.kind != "active" for ticket in self._live):
+            return self.baseline
+        if self.configuration.wired_mode == "fit":
+            total = self.baseline + sum(ticket.size for ticket in self._live)
+            return max(self.baseline, min(total, self.ceiling))
+        wanted = [self.baseline]
+        for policy in _policies(self._live):
+            limit = policy.limit(self.baseline, _sizes(self._live, policy))
+            bounded = policy.cap_is_ceiling and policy.cap is None
+            wanted.append(min(limit, self.ceiling) if bounded else limit)
+        return max(wanted)
+
+    # -- what happens
+
+    def start(
+        self,
+        ticket_id: str,
+        size: int,
+        kind: str,
+        policy: WiredMemoryPolicy,
+        priority: int,
+        pinned: bool,
+        requires: tuple[str, ...],
+        now: float,
+    ) -> list[Decision]:
+        """A ticket, neither live nor waiting, asks to come in."""
+        ticket = Ticket(
+            ticket_id, size, kind, policy, priority, pinned, requires, now, self._arrivals, size
+        )
+        self._arrivals += 1
+        if self._is_impossible(ticket):
+            return [("refused", ticket_id)]
+        self._queue.append(ticket)
+        decided = self._serve(now)
+        if ticket not in self._queue:
+            return decided
+        bound = self.configuration.max_waiters
+        if bound is not None and len(self._queue) > bound:
+            self._queue.remove(ticket)
+            return [*decided, ("refused", ticket_id), *self._serve(now)]
+        return [*decided, ("waits", ticket_id)]
+
+    def cancel(self, ticket_id: str, now: float) -> list[Decision]:
+        """A waiting start gives up."""
+        self._queue.remove(_find(self._queue, ticket_id))
+        return self._serve(now)
+
+    def end(self, ticket_id: str, now: float) -> list[Decision]:
+        """A live ticket ends, or a waiting one is withdrawn. A live one that waits to grow is
+        told that it will not."""
+        ticket = _find([*self._queue, *self._live], ticket_id)
+        if ticket in self._queue:
+            return self.cancel(ticket_id, now)
+        decided = []
+        if ticket in self._growers:
+            self._growers.remove(ticket)
+            decided.append(("resize_refused", ticket_id))
+        self._live.remove(ticket)
+        return decided + self._serve(now)
+
+    def resize(self, ticket_id: str, size: int, now: float) -> list[Decision]:
+        """A waiting ticket asks for another size, or a live one that does not wait to grow."""
+        ticket = _find([*self._queue, *self._live], ticket_id)
+        if ticket in self._growers:
+            return []
+        ticket.wants = size
+        if size > ticket.size and self._is_impossible(ticket):
+            ticket.wants = ticket.size
+            return [("resize_refused", ticket_id)]
+        if ticket in self._queue or size <= ticket.size:
+            ticket.size = size
+            return [("grown", ticket_id), *self._serve(now)]
+        self._growers.append(ticket)
+        decided = self._serve(now)
+        return [*decided, ("resize_waits", ticket_id)] if ticket in self._growers else decided
+
+    def cancel_resize(self, ticket_id: str, now: float) -> list[Decision]:
+        """A live ticket that waits to grow gives that up."""
+        ticket = _find(self._growers, ticket_id)
+        self._growers.remove(ticket)
+        ticket.wants = ticket.size
+        return self._serve(now)
+
+    def learn_baseline(self, baseline: int, now: float) -> list[Decision]:
+        """The baseline is another; whether it may be is the caller's affair."""
+        self.baseline = baseline
+        return self._serve(now)
+
+    # -- the rules
+
+    def _serve(self, now: float) -> list[Decision]:
+        decided: list[Decision] = []
+        while True:
+            more = self._refuse_impossible() or self._grow() or self._admit(now)
+            if not more:
+                return decided
+            decided += more
+
+    def _refuse_impossible(self) -> list[Decision]:
+        waiting = [*self._growers, *self._ordered()]
+        return [self._refuse(ticket) for ticket in waiting if self._is_impossible(ticket)]
+
+    def _grow(self) -> list[Decision]:
+        for ticket in self._growers:
+            if self._blocked_by(ticket) is None:
+                self._growers.remove(ticket)
+                ticket.size = ticket.wants
+                return [("grown", ticket.id)]
+        active = [ticket for ticket in self._live if ticket.kind == "active"]
+        growing = [ticket for ticket in self._growers if ticket.kind == "active"]
+        if growing and len(growing) == len(active):  # none of them would ever end
+            return [self._refuse(growing[-1])]
+        return []
+
+    def _admit(self, now: float) -> list[Decision]:
+        """Let in the first whom the order lets in."""
+        kept = [self._competes_for(grower) for grower in self._growers]
+        barred: list[Ticket] = []
+        ordered = self._ordered()
+        for place, ticket in enumerate(ordered):
+            if ticket.policy.id in kept or _CEILING in kept:
+                barred.append(ticket)
+            elif self._blocked_by(ticket) is None:
+                for other in ordered[:place]:
+                    other.passed += self._is_passed(other, ticket, barred)
+                self._queue.remove(ticket)
+                self._live.append(ticket)
+                return [("admitted", ticket.id)]
+            elif (
+                ticket.passed >= self.configuration.overtake_count
+                or now - ticket.since >= self.configuration.overtake_seconds
+            ):
+                kept.append(self._competes_for(ticket))
+        return []
+
+    def _is_passed(self, other: Ticket, by: Ticket, barred: list[Ticket]) -> bool:
+        """Whether `by`, which is about to come in, counts as passing `other`."""
+        if other.policy.id == by.policy.id:
+            return True
+        for first in self._ordered():
+            if first.policy.id == other.policy.id and first.priority == other.priority:
+                counts = self._counts_barred or first not in barred
+                return counts and self._blocked_by(first) == _CEILING
+        raise AssertionError("it waits itself")
+
+    def _refuse(self, ticket: Ticket) -> Decision:
+        if ticket in self._growers:
+            self._growers.remove(ticket)
+            ticket.wants = ticket.size
+            return "resize_refused", ticket.id
+        self._queue.remove(ticket)
+        return "refused", ticket.id
+
+    def _ordered(self) -> list[Ticket]:
+        aging = self.configuration.aging_seconds
+        return sorted(self._queue, key=lambda t: (t.since - t.priority * aging, t.arrival))
+
+    def _competes_for(self, ticket: Ticket) -> object:
+        return _CEILING if self._blocked_by(ticket) == _CEILING else ticket.policy.id
+
+    # -- what fits
+
+    def _blocked_by(self, ticket: Ticket) -> str | None:
+        """What keeps it from the size that it wants."""
+        return self._lacks_beside(self._live, ticket)
+
+    def _is_impossible(self, ticket: Ticket) -> bool:
+        """Whether it would not fit though all had ended that may end."""
+        stays = [other for other in self._live if other.pinned or other.id in ticket.requires]
+        return self._lacks_beside(stays, ticket) is not None
+
+    def _lacks_beside(self, others: list[Ticket], ticket: Ticket) -> str | None:
+        """What keeps it from the size that it wants, if it were alone with `others`."""
+        others = [other for other in others if other is not ticket]
+        if not ticket.policy.can_admit(self.baseline, _sizes(others, ticket.policy), ticket.wants):
+            return "group"
+        held = self.baseline + sum(other.size for other in others)
+        bases = sum(policy.base_bytes for policy in _policies([*others, ticket]))
+        return None if held + bases + ticket.wants <= self.ceiling else _CEILING
+
+
+def _sizes(tickets: list[Ticket], policy: WiredMemoryPolicy) -> list[int]:
+    return [ticket.size for ticket in tickets if ticket.policy.id == policy.id]
+
+
+def _policies(tickets: list[Ticket]) -> list[WiredMemoryPolicy]:
+    """One of each group."""
+    return list({ticket.policy.id: ticket.policy for ticket in reversed(tickets)}.values())
+
+
+def _find(tickets: list[Ticket], ticket_id: str) -> Ticket:
+    return next(ticket for ticket in tickets if ticket.id == ticket_id)
