@@ -1,0 +1,52 @@
+"""Watches the memory of the machine, at a slow pace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from wiredactors.memory.outside import MemoryReading
+
+#: How many readings in a row may fail before that is told: one that fails now and then is no news,
+#: but admission must not go by an old reading for ever, nor the watch be dead in silence.
+FAILURES_TOLERATED = 3
+
+#: While it is off, look so often whether it is on again.
+_IDLE_SECONDS = 5.0
+
+
+async def watch_memory(
+    read: Callable[[], MemoryReading | None],
+    report: Callable[[MemoryReading | None], object],
+    fail: Callable[[Exception], object],
+    every: Callable[[], float | None],
+) -> None:
+    """Read at once, and then every `every()` seconds, until cancelled.
+
+    Args:
+        read: called on the trio thread, so it must not block; None where nothing is known.
+        report: gets each reading. After readings it gets None, once, when nothing is known any
+            more: the source says so, or it was switched off.
+        fail: gets the error, once, when `FAILURES_TOLERATED` readings in a row have failed.
+            Nothing is known then either, and `report` is not called for that.
+        every: asked before each reading; None or 0 is off.
+    """
+    known = False  # something has been reported that still counts
+    failures = 0
+    while True:
+        seconds = every()
+        reading = None
+        try:
+            if seconds:
+                reading = read()
+            failures = 0
+        except Exception as error:  # psutil's, the system's, or a user's own backend's
+            failures += 1
+            if failures == FAILURES_TOLERATED:
+                known = False
+                fail(error)
+        if not failures and (reading is not None or known):
+            report(reading)
+            known = reading is not None
+        await trio.sleep(seconds or _IDLE_SECONDS)
