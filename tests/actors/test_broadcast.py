@@ -82,7 +82,7 @@ async def test_one_that_has_left_gets_nothing_and_costs_nothing():
         async with subscribe(broadcast):
             raise KeyError
     broadcast.send(event(1))
-    assert broadcast._subscribers == []
+    assert broadcast._streams == []
 
 
 async def test_on_a_closed_one_a_stream_ends_at_once():

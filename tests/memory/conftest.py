@@ -13,6 +13,7 @@ from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.events import EventKind, WiredMemoryEvent
 from wiredactors.memory.ledger import Ledger
 from wiredactors.memory.policies import WiredMemoryPolicy, WiredSumPolicy
+from wiredactors.memory.tickets import WiredMemoryTicket
 
 
 @attrs.define(eq=False)
@@ -62,11 +63,15 @@ class Driver:
         size: int,
         policy: WiredMemoryPolicy | None = None,
         kind: str = "active",
+        exclusive: bool = False,
+        requires: tuple[str, ...] = (),
         **more: Any,
     ) -> Reply:
         reply = Reply(ticket_id)
         policy = WiredSumPolicy() if policy is None else policy
-        self.send(m.Start(ticket_id, size, kind, policy, reply, **more))
+        ticket = WiredMemoryTicket(size, policy, kind, id=ticket_id, **more)
+        ticket.requires = requires
+        self.send(m.Start(ticket, reply, exclusive))
         return reply
 
     def reserve(self, ticket_id: str, size: int, policy: WiredMemoryPolicy | None = None, **more):
@@ -135,14 +140,15 @@ class Driver:
     def _carry_out(self, effects: list[m.Effect]) -> None:
         for effect in effects:
             match effect:
-                case m.Emit(event):
-                    self.events.append(event)
+                case WiredMemoryEvent():
+                    self.events.append(effect)
                 case m.WriteLimit(limit):
                     self._write(limit)
-                case m.Answer(reply, limit):
-                    assert not reply.answered, f"{reply} is answered twice"
+                case m.Answer(replies, limit):
                     assert isinstance(limit, int)
-                    reply.answer = limit
+                    for reply in replies:
+                        assert not reply.answered, f"{reply} is answered twice"
+                        reply.answer = limit
                 case m.Refuse(reply, error):
                     assert not reply.answered, f"{reply} is answered twice"
                     reply.error = error

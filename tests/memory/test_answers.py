@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from wiredactors.memory.answers import Answers
+from wiredactors.memory.book import Holding
+from wiredactors.memory.group import Group
+from wiredactors.memory.policies import WiredMaxPolicy
+
+
+def holding(ticket_id: str) -> Holding:
+    group = Group("g", WiredMaxPolicy())
+    return Holding(ticket_id, 1, "active", group, 0, False, False, (), 0.0)
 
 
 def test_a_turn_without_a_write_is_answered_at_once_and_in_order():
@@ -33,21 +41,28 @@ def test_those_of_a_write_can_be_made_to_wait_for_another():
 
 
 def test_the_starts_of_a_ticket_can_be_taken_out_wherever_they_wait():
-    answers = Answers()
-    answers.owe("first", start_of="t")
-    answers.owe("other", start_of="u")
+    answers, t, u = Answers(), holding("t"), holding("u")
+    answers.owe("first", t)
+    answers.owe("other", u)
     answers.await_write()
-    answers.owe("second", start_of="t")
-    assert answers.take_starts_of("t") == ["first", "second"]
-    assert answers.take_starts_of("t") == []
+    answers.owe("second", t)
+    assert answers.take_starts_of(t) == ["first", "second"]
+    assert answers.take_starts_of(t) == []
     assert answers.take_of_write() == ["other"]
     assert answers.take_of_turn() == []
 
 
 def test_what_is_forgotten_is_never_answered():
-    answers = Answers()
-    answers.owe("a", start_of="t")
+    answers, t = Answers(), holding("t")
+    answers.owe("a", t)
     answers.forget("a")
     answers.forget("nobody")
     assert answers.take_of_turn() == []
-    assert answers.take_starts_of("t") == []
+    assert answers.take_starts_of(t) == []
+
+
+def test_a_start_that_was_answered_is_taken_out_no_more():
+    answers, t = Answers(), holding("t")
+    answers.owe("a", t)
+    assert answers.take_of_turn() == ["a"]
+    assert answers.take_starts_of(t) == []

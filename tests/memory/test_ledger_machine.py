@@ -30,6 +30,7 @@ from wiredactors.memory.policies import (
     WiredMemoryPolicy,
     WiredSumPolicy,
 )
+from wiredactors.memory.tickets import WiredMemoryTicket
 
 CEILING = 100
 
@@ -212,10 +213,12 @@ class LedgerMachine(RuleBasedStateMachine):
         for ticket in self.some_of(data, self.live()):
             self.start(ticket, 10, POLICIES[0], exclusive=exclusive)
 
-    def start(self, ticket, size, policy, kind="active", **more):
+    def start(self, ticket_id, size, policy, kind="active", requires=(), exclusive=False, **more):
         request = self.request()
         self.asked_at[id(request)] = self.now
-        request.command = m.Start(ticket, size, kind, policy, request, **more)
+        ticket = WiredMemoryTicket(size, policy, kind, id=ticket_id, **more)
+        ticket.requires = requires
+        request.command = m.Start(ticket, request, exclusive)
         self.send(request.command)
 
     @rule(data=st.data(), waits=st.booleans())
@@ -254,7 +257,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def admitting(self, ticket):
         """The start that a live ticket waits in or was admitted by: the first not ignored."""
         ledger = self.ledger
-        waiter = ledger._queue.get(ticket)
+        waiter = ledger._queue.by_id.get(ticket)
         return waiter.reply if waiter else ledger._book.holdings[ticket].reply
 
     @rule(data=st.data(), size=st.sampled_from([0, 10, 20, 30, 45, 60, 80, 100, 120]))
@@ -351,15 +354,15 @@ class LedgerMachine(RuleBasedStateMachine):
         """Nobody comes in past one that was before it and has its room kept free."""
         ledger = self.ledger
         before = set(self.ledger._book.holdings)
-        growers = list(ledger._admission.growers)
+        growers = list(ledger._growers)
         waiters = [waiter for waiter in ledger._queue if self.keeps_room(waiter)]
         effects = ledger.receive(command, self.now)
-        growers = [grower for grower in growers if grower in ledger._admission.growers]
+        growers = [grower for grower in growers if grower in list(ledger._growers)]
         waiters = [waiter for waiter in waiters if waiter in list(ledger._queue)]
         newcomers = [
-            effect.event
+            effect
             for effect in effects
-            if isinstance(effect, m.Emit) and effect.event.kind == "ticket_started"
+            if isinstance(effect, WiredMemoryEvent) and effect.kind == "ticket_started"
         ]
         for event in newcomers:
             holding = ledger._book.holdings.get(event.ticket_id)
@@ -368,7 +371,7 @@ class LedgerMachine(RuleBasedStateMachine):
             asked_at = self.asked_at[id(holding.reply)]
             place = asked_at - holding.priority * self.configuration.aging_seconds
             for other in growers + [w for w in waiters if w.key[0] < place]:
-                assert other.blocked_by != "ceiling"
+                assert ledger._admission.blocked_by(other, self.now) != "ceiling"
                 assert other.holding.group is not holding.group
         return effects
 
@@ -386,21 +389,22 @@ class LedgerMachine(RuleBasedStateMachine):
     def carry_out(self, effects: list[m.Effect]) -> None:
         for effect in effects:
             match effect:
-                case m.Emit(event):
+                case WiredMemoryEvent():
                     self.sequence += 1
-                    assert event.sequence == self.sequence
-                    self.replica.take(event)
+                    assert effect.sequence == self.sequence
+                    self.replica.take(effect)
                 case m.WriteLimit(limit):
                     assert self.supported
                     assert self.configuration.wired_mode != "off"
                     assert self.under_way is None
                     self.under_way = limit
-                case m.Answer(request, limit):
-                    assert not request.cancelled
-                    request.answers += 1
-                    if isinstance(request.command, m.Start):
-                        assert self.ledger.size_of(request.command.ticket_id) is not None
+                case m.Answer(requests, limit):
                     assert isinstance(limit, int)
+                    for request in requests:
+                        assert not request.cancelled
+                        request.answers += 1
+                        if isinstance(request.command, m.Start):
+                            assert self.ledger.size_of(request.command.ticket_id) is not None
                 case m.Refuse(request, error):
                     assert not request.cancelled
                     request.refusals.append(error)
@@ -501,7 +505,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.supported and self.configuration.wired_mode == "off":
             assert state.current_limit is None
             return
-        if self.ledger._limit._refusal is not None:
+        if self.ledger._settlement._limit._refusal is not None:
             return
         if any(ticket.kind == "active" for ticket in state.tickets):
             assert state.current_limit >= state.desired_limit
@@ -522,7 +526,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 continue
             blocked_by = self.blocked_by(ticket, ticket.size)
             assert blocked_by is not None, f"{ticket} could come in"
-            waiter = self.ledger._queue.get(ticket.ticket_id)
+            waiter = self.ledger._queue.by_id.get(ticket.ticket_id)
             if self.keeps_room(waiter):
                 kept.add("*" if blocked_by == "ceiling" else ticket.policy)
 
@@ -558,7 +562,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_waits_who_can_never_come_in(self):
         book, state = self.ledger._book, self.state
-        for waiter in [*self.ledger._queue, *self.ledger._admission.growers]:
+        for waiter in [*self.ledger._queue, *self.ledger._growers]:
             stays = [
                 holding
                 for holding in book.holdings.values()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from wiredactors.memory.book import Group, Holding
+from wiredactors.memory.book import Holding
+from wiredactors.memory.group import Group
+from wiredactors.memory.lane import Waiter
 from wiredactors.memory.policies import WiredMaxPolicy
-from wiredactors.memory.queue import Waiter, WaitQueue
+from wiredactors.memory.queue import WaitQueue
 
 GROUP = Group("g", WiredMaxPolicy())
 
@@ -45,7 +47,7 @@ def test_one_that_leaves_is_found_no_more():
         queue.add(each)
     assert [w.ticket_id for w in queue.before(c)] == ["a", "b"]
     queue.remove(b)
-    assert queue.get("b") is None
-    assert queue.get("c") is c
+    assert "b" not in queue.by_id
+    assert queue.by_id["c"] is c
     assert len(queue) == 2
     assert [w.ticket_id for w in queue.before(c)] == ["a"]

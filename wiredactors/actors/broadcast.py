@@ -5,28 +5,74 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-import attrs
 import trio
 
+from wiredactors.actors.mailbox import Mailbox
 from wiredactors.memory.events import EventKind, Snapshot, WiredMemoryEvent
 
 
-@attrs.define(eq=False)
-class _Subscriber:
-    send: trio.MemorySendChannel[WiredMemoryEvent]
-    missed: int = 0
-    last_missed: WiredMemoryEvent | None = None
+class EventStream:
+    """What one subscriber reads: `async for event in stream`.
 
-    def miss(self, event: WiredMemoryEvent) -> None:
-        self.missed += 1
-        self.last_missed = event
+    It gives way to other tasks only when there is nothing to read: at one event a turn of the
+    event loop nobody could keep up with a manager that makes hundreds.
+    """
 
-    def take_missed(self) -> WiredMemoryEvent | None:
+    def __init__(self, buffer: int):
+        """`buffer` is how many events it may lag behind before it misses some."""
+        self._buffer = buffer
+        self._mailbox: Mailbox[WiredMemoryEvent] = Mailbox()
+        self._ended = False
+        self._missed = 0
+        self._last_missed: WiredMemoryEvent | None = None
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    async def __anext__(self) -> WiredMemoryEvent:
+        items = self._mailbox.items
+        if items:
+            return items.popleft()
+        while True:
+            try:
+                return self.receive_nowait()
+            except trio.WouldBlock:
+                await self._mailbox.wait()
+            except trio.EndOfChannel:
+                await trio.lowlevel.checkpoint()
+                raise StopAsyncIteration from None
+
+    def receive_nowait(self) -> WiredMemoryEvent:
+        """The next event.
+
+        Raises:
+            trio.WouldBlock: there is none yet.
+            trio.EndOfChannel: there will be none.
+        """
+        if self._mailbox.items:
+            return self._mailbox.items.popleft()
+        if self._last_missed is not None:
+            return self._take_missed(self._last_missed)
+        raise trio.EndOfChannel if self._ended else trio.WouldBlock
+
+    # -- for the broadcast
+
+    def put(self, event: WiredMemoryEvent) -> None:
+        """Add an event, or count it as missed where it has fallen behind too far."""
+        items = self._mailbox.items
+        last = self._last_missed
+        # The record of the lost ones goes first, so there must be room for both.
+        if len(items) >= self._buffer - (last is not None):
+            self._missed += 1
+            self._last_missed = event
+            return
+        if last is not None:
+            items.append(self._take_missed(last))
+        self._mailbox.put(event)
+
+    def _take_missed(self, last: WiredMemoryEvent) -> WiredMemoryEvent:
         """The record of what was lost since the last one."""
-        missed, last = self.missed, self.last_missed
-        self.missed, self.last_missed = 0, None
-        if last is None:
-            return None
+        missed, self._missed, self._last_missed = self._missed, 0, None
         return WiredMemoryEvent(
             kind=EventKind.MISSED,
             sequence=last.sequence,
@@ -36,45 +82,10 @@ class _Subscriber:
             missed=missed,
         )
 
-
-class EventStream:
-    """What one subscriber reads: `async for event in stream`.
-
-    It gives way to other tasks only when there is nothing to read.
-    """
-
-    def __init__(
-        self, receive: trio.MemoryReceiveChannel[WiredMemoryEvent], subscriber: _Subscriber
-    ):
-        self._receive = receive
-        self._subscriber = subscriber
-
-    def __aiter__(self) -> EventStream:
-        return self
-
-    async def __anext__(self) -> WiredMemoryEvent:
-        # What is there is read in one go: at one event a turn of the event loop nobody could keep
-        # up with a manager that makes hundreds.
-        await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            with contextlib.suppress(trio.WouldBlock):
-                return self._receive.receive_nowait()
-            return await self._receive.receive()
-        except trio.EndOfChannel:
-            missed = self._subscriber.take_missed()
-            if missed is None:
-                raise StopAsyncIteration from None
-            return missed
-
-    def receive_nowait(self) -> WiredMemoryEvent:
-        """The next event if there is one; raises `trio.WouldBlock` or `trio.EndOfChannel`."""
-        try:
-            return self._receive.receive_nowait()
-        except trio.EndOfChannel:
-            missed = self._subscriber.take_missed()
-            if missed is None:
-                raise
-            return missed
+    def end(self) -> None:
+        """There will be no more; what has come can still be read."""
+        self._ended = True
+        self._mailbox.wake()
 
 
 class Broadcast:
@@ -84,25 +95,16 @@ class Broadcast:
     that stands where they would have.
     """
 
-    def __init__(self) -> None:
-        self._subscribers: list[_Subscriber] = []
+    def __init__(self, listen: Callable[[bool], object] = bool):
+        """`listen` is told whether anybody subscribes, whenever that may have changed."""
+        self._listen = listen
+        self._streams: list[EventStream] = []
         self._closed = False
+        listen(False)
 
     def send(self, event: WiredMemoryEvent) -> None:
-        for subscriber in self._subscribers:
-            self._send_to(subscriber, event)
-
-    def _send_to(self, subscriber: _Subscriber, event: WiredMemoryEvent) -> None:
-        # The record of the lost ones goes first, so there must be room for both.
-        statistics = subscriber.send.statistics()
-        room = statistics.max_buffer_size - statistics.current_buffer_used
-        if room < (2 if subscriber.missed else 1):
-            subscriber.miss(event)
-            return
-        missed = subscriber.take_missed()
-        if missed is not None:
-            subscriber.send.send_nowait(missed)
-        subscriber.send.send_nowait(event)
+        for stream in self._streams:
+            stream.put(event)
 
     @contextlib.asynccontextmanager
     async def subscribe(
@@ -113,13 +115,12 @@ class Broadcast:
         On a closed broadcast the stream ends at once.
         """
         # One more than the buffer for the snapshot, so that it counts against nobody.
-        send, receive = trio.open_memory_channel[WiredMemoryEvent](buffer + 1)
-        subscriber = _Subscriber(send)
+        stream = EventStream(buffer + 1)
         if self._closed:
-            send.close()
+            stream.end()
         else:
             state = snapshot()
-            send.send_nowait(
+            stream.put(
                 WiredMemoryEvent(
                     kind=EventKind.SNAPSHOT,
                     sequence=state.sequence,
@@ -131,20 +132,22 @@ class Broadcast:
                     snapshot=state,
                 )
             )
-            self._subscribers.append(subscriber)
+            self._streams.append(stream)
+            self._listen(True)
         try:
-            with receive:
-                yield EventStream(receive, subscriber)
+            yield stream
         finally:
-            if subscriber in self._subscribers:
-                self._subscribers.remove(subscriber)
-            send.close()
+            if stream in self._streams:
+                self._streams.remove(stream)
+                self._listen(bool(self._streams))
+            stream.end()
 
     def end_streams(self) -> None:
         """End every stream, after what its subscriber has not read yet."""
-        for subscriber in self._subscribers:
-            subscriber.send.close()
-        self._subscribers.clear()
+        for stream in self._streams:
+            stream.end()
+        self._streams.clear()
+        self._listen(False)
 
     def close(self) -> None:
         """End every stream, and those that are opened from now on at once."""

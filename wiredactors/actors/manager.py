@@ -17,12 +17,13 @@ import attrs
 import trio
 
 from wiredactors.actors.broadcast import Broadcast, EventStream
+from wiredactors.actors.mailbox import Mailbox
 from wiredactors.actors.protocol import DeferredLimitBackend, LimitBackend
 from wiredactors.actors.request import Request
 from wiredactors.memory import messages as m
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.errors import ManagerClosed
-from wiredactors.memory.events import EventKind, Explanation, Snapshot
+from wiredactors.memory.events import EventKind, Explanation, Snapshot, WiredMemoryEvent
 from wiredactors.memory.ledger import Ledger
 from wiredactors.memory.tickets import WiredMemoryTicket
 from wiredactors.memory.units import checked_size
@@ -61,10 +62,11 @@ class WiredMemoryManager:
             ceiling=ceiling_of(configuration),
             writes=supported,
         )
-        self._broadcast = Broadcast()
+        self._broadcast = Broadcast(self._ledger.listen)
         self._open_requests: set[Request] = set()
         self._updating = trio.Lock()
-        self._send, self._receive = trio.open_memory_channel[m.Command](math.inf)
+        self._mailbox: Mailbox[m.Command] = Mailbox()
+        self._served = False  # to the end: nobody reads the mailbox any more
 
     # -- for people
 
@@ -131,19 +133,9 @@ class WiredMemoryManager:
             await trio.lowlevel.checkpoint()
             return 0
         request = Request(ticket)
-        start = m.Start(
-            ticket_id=ticket.id,
-            size=ticket.size,
-            kind=ticket.kind,
-            policy=ticket.policy,
-            reply=request,
-            priority=ticket.priority,
-            pinned=ticket.pinned,
-            reclaimable=ticket.reclaimable,
-            requires=ticket.requires,
-            exclusive=exclusive,
+        return await self._ask(
+            m.Start(ticket, request, exclusive), lambda: m.CancelStart(ticket.id, request)
         )
-        return await self._ask(start, m.CancelStart(ticket.id, request))
 
     async def end_ticket(self, ticket: WiredMemoryTicket) -> int:
         """See `WiredMemoryTicket.end`."""
@@ -162,31 +154,34 @@ class WiredMemoryManager:
 
     async def resize_ticket(self, ticket: WiredMemoryTicket, size: int) -> int:
         """See `WiredMemoryTicket.resize`."""
-        if self._inert or self._closed:  # it holds nothing here
+        if self._inert or self._served:  # it holds nothing here
             ticket.size = size
             await trio.lowlevel.checkpoint()
             return 0
         request = Request(ticket, new_size=size)
         return await self._ask(
-            m.Resize(ticket.id, size, request), m.CancelResize(ticket.id, request)
+            m.Resize(ticket.id, size, request), lambda: m.CancelResize(ticket.id, request)
         )
 
     @trio.lowlevel.enable_ki_protection
-    async def _ask(self, command: m.Asking, undo: m.Command | None = None) -> int:
+    async def _ask(self, command: m.Asking, undo: Callable[[], m.Command] | None = None) -> int:
         """Send a command and wait for the answer.
 
-        When the wait is cancelled, or interrupted by Ctrl-C, `undo` goes out, and the exception
-        goes on when the manager has dealt with that, which takes it no more than its turn:
-        nothing is left behind then. A refusal that came first is not lost over a cancellation.
+        When the wait is cancelled, or interrupted by Ctrl-C, what `undo` makes goes out, and the
+        exception goes on when the manager has dealt with that, which takes it no more than its
+        turn: nothing is left behind then. A refusal that came first is not lost over a
+        cancellation.
         """
         request: Request = command.reply
         if not self._post(command):
             raise ManagerClosed("the manager has closed: open one round all that uses its tickets")
         self._open_requests.add(request)
         try:
-            await request.answered.wait()
+            request.sender = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(request.leave)
         except BaseException as reason:
-            if undo is not None and self._post(undo):
+            if undo is not None and self._post(undo()):
+                request.taken_back = trio.Event()
                 with trio.CancelScope(shield=True):
                     await request.taken_back.wait()
                 if isinstance(reason, trio.Cancelled):
@@ -216,66 +211,71 @@ class WiredMemoryManager:
         application must not lose the ends of its tickets.
         """
         try:
-            with trio.CancelScope(shield=True), self._receive:
+            with trio.CancelScope(shield=True):
                 while not self._ledger.finished:
                     deadline = self._ledger.deadline
-                    with trio.move_on_at(math.inf if deadline is None else deadline):
-                        self._take(await self._receive.receive())  # lets others run, each turn
-                    self._drain()
+                    await self._mailbox.wait(math.inf if deadline is None else deadline)
+                    self._take_turn()
         finally:
+            self._served = True
             # Whoever still asks, also inside a shield of its own, must not wait for ever.
             for request in self._open_requests:
                 request.refuse(ManagerClosed("the manager has closed"))
-                request.taken_back.set()
+                _say_taken_back(request)
             self._broadcast.close()
 
     def _close(self) -> None:
         """End everything; `run` returns when the baseline is back."""
         self._post(m.Close())
 
-    def _drain(self) -> None:
+    def _take_turn(self) -> None:
         """Take what has come, up to a turn's worth, then settle the limit once."""
-        with contextlib.suppress(trio.WouldBlock):
-            for _ in range(_COMMANDS_A_TURN - 1):
-                self._take(self._receive.receive_nowait())
-        self._settle()
+        now = trio.current_time()
+        commands = self._mailbox.items
+        for _ in range(min(len(commands), _COMMANDS_A_TURN)):
+            self._take(commands.popleft(), now)
+        self._settle(now)
 
-    def _take(self, command: m.Command) -> None:
-        self._carry_out(self._ledger.receive(command, trio.current_time()))
-        if isinstance(command, m.CancelResize):
-            held = self._ledger.size_of(command.ticket_id)
-            if held is not None:  # it may have grown before it was cancelled
-                command.reply.ticket.size = held
+    def _take(self, command: m.Command, now: float) -> None:
+        # No name for the effects: a refusal's traceback leads back to this frame.
+        self._carry_out(self._ledger.receive(command, now), now)
         if isinstance(command, m.CancelStart | m.CancelResize):
-            command.reply.taken_back.set()
+            self._tell_size(command.reply)
+            _say_taken_back(command.reply)
         elif isinstance(command, m.Configure) and not self.configuration.debug_events:
             self._broadcast.end_streams()
 
-    def _settle(self) -> None:
-        self._carry_out(self._ledger.settle(trio.current_time()))
+    def _settle(self, now: float) -> None:
+        self._carry_out(self._ledger.settle(now), now)
 
-    def _carry_out(self, effects: list[m.Effect]) -> None:
+    def _carry_out(self, effects: list[m.Effect], now: float) -> None:
         for effect in effects:
             match effect:
-                case m.Emit(event):
-                    self._broadcast.send(event)
+                case m.Answer(requests, limit):
+                    for request in requests:
+                        if request.new_size is not None:
+                            self._tell_size(request)
+                        request.answer(limit)
+                case WiredMemoryEvent():
+                    self._broadcast.send(effect)
                 case m.WriteLimit(limit):
-                    self._write_limit(limit)
-                case m.Answer(request, limit):
-                    self._tell_size(request)
-                    request.answer(limit)
+                    self._write_limit(limit, now)
                 case m.Refuse(request, error):
                     request.refuse(error)
                 case _:
                     assert_never(effect)
 
     def _tell_size(self, request: Request) -> None:
-        """A resize has taken effect: the ticket says what the ledger holds."""
-        if request.new_size is not None and request.ticket is not None:
-            held = self._ledger.size_of(request.ticket.id)
-            request.ticket.size = request.new_size if held is None else held
+        """A resize has taken effect, or its sender has given up: the ticket has what is held."""
+        ticket = request.ticket
+        if ticket is not None and request.new_size is not None:
+            held = self._ledger.size_of(ticket.id)
+            if held is not None:
+                ticket.size = held
+            elif request.taken_back is None:  # it takes the size when it starts
+                ticket.size = request.new_size
 
-    def _write_limit(self, limit: int) -> None:
+    def _write_limit(self, limit: int, now: float) -> None:
         try:
             if self._deferred is not None:
                 self._deferred.write_wired_limit(limit, _Outcome(limit, self._post))
@@ -285,20 +285,20 @@ class WiredMemoryManager:
             outcome = _outcome(limit, previous, None)
         except Exception as error:  # whatever a backend raises is a refusal
             outcome = _outcome(limit, None, error)
-        self._take(outcome)
-        self._settle()
-
-    @property
-    def _closed(self) -> bool:
-        return self._receive.statistics().open_receive_channels == 0
+        self._take(outcome, now)
+        self._settle(now)
 
     def _post(self, command: m.Command) -> bool:
         """Put a command into the mailbox; whether anybody is left to read it."""
-        try:
-            self._send.send_nowait(command)
-        except trio.BrokenResourceError:
+        if self._served:
             return False
+        self._mailbox.put(command)
         return True
+
+
+def _say_taken_back(request: Request) -> None:
+    if request.taken_back is not None:
+        request.taken_back.set()
 
 
 class _Outcome:

@@ -8,30 +8,44 @@ from wiredactors.memory.tickets import WiredMemoryTicket
 
 
 class Request:
-    """A question to the manager whose sender waits for the answer.
+    """A question to the manager, whose sender parks itself until the answer comes.
+
+    Nobody else runs between the question and the wait, so no answer can come before it.
 
     Attributes:
-        answered: the manager has decided.
-        taken_back: the manager has dealt with the sender's giving up.
+        sender: the task that waits for the answer, if it does.
+        taken_back: the manager has dealt with the sender's giving up; there once it has given up.
     """
 
-    __slots__ = ("_error", "_limit", "answered", "new_size", "taken_back", "ticket")
+    __slots__ = ("_error", "_limit", "new_size", "sender", "taken_back", "ticket")
 
     def __init__(self, ticket: WiredMemoryTicket | None = None, new_size: int | None = None):
         self.ticket = ticket
         self.new_size = new_size
-        self.answered = trio.Event()
-        self.taken_back = trio.Event()
+        self.taken_back: trio.Event | None = None
+        self.sender: trio.lowlevel.Task | None = None
         self._limit = 0
         self._error: Exception | None = None
 
+    def leave(self, _: object) -> trio.lowlevel.Abort:
+        """The sender is cancelled, and waits no more."""
+        self.sender = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
     def answer(self, limit: int) -> None:
+        """It has taken effect, and `limit` is in force."""
         self._limit = limit
-        self.answered.set()
+        self._wake()
 
     def refuse(self, error: Exception) -> None:
+        """It has not, for the reason that `error` gives."""
         self._error = error
-        self.answered.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        sender, self.sender = self.sender, None
+        if sender is not None:
+            trio.lowlevel.reschedule(sender)
 
     def raise_refusal(self) -> None:
         """Raise the refusal if there is one, once."""
@@ -46,5 +60,6 @@ class Request:
             del error
 
     def outcome(self) -> int:
+        """The limit, once it is answered; raises the refusal."""
         self.raise_refusal()
         return self._limit

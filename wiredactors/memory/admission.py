@@ -8,21 +8,33 @@
 - If every active ticket waits to grow, none would ever end: the last to ask is refused.
 - One that has become impossible (beside a new pinned ticket, over a baseline that was learned
   late) is refused and does not wait for nothing.
+
+Within a lane the first was passed most often and has waited longest. So only the first of each can
+be the one whose room is kept, and a change costs O(lanes + log waiters), not a look at each waiter.
+A user's own policy must be asked about each of its waiters.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from wiredactors.memory.book import Book, Holding
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.errors import PolicyError, WiredMemoryError
-from wiredactors.memory.queue import Waiter, WaitQueue
+from wiredactors.memory.group import Group
+from wiredactors.memory.lane import Key, Lane, Waiter
+from wiredactors.memory.queue import WaitQueue
 
 #: A waiter, and why it is refused; None lets it in.
 Decision = tuple[Waiter, WiredMemoryError | None]
 
+#: What waiters compete for: their group, or the ceiling.
+_Competed = Group | str
+
 _CEILING = "ceiling"
+_NEVER: Key = (math.inf, 0)
+_ALWAYS: Key = (-math.inf, 0)
 
 
 class Admission:
@@ -30,7 +42,7 @@ class Admission:
 
     def __init__(self, book: Book, configuration: WiredMemoryConfiguration):
         self.queue = WaitQueue(configuration.aging_seconds)
-        self.growers: list[Waiter] = []  # in the order in which they asked
+        self.growers = WaitQueue(by_priority=False)
         self._book = book
         self._configuration = configuration
         self._in_doubt = False
@@ -38,90 +50,68 @@ class Admission:
     def configure(self, configuration: WiredMemoryConfiguration) -> None:
         self._configuration = configuration
         self.queue.aging_seconds = configuration.aging_seconds
-        self.doubt()
+        self._in_doubt = True
 
-    def grower_of(self, holding: Holding) -> Waiter | None:
-        """The live ticket's wish to grow, if it has one."""
-        return next((grower for grower in self.growers if grower.holding is holding), None)
+    @property
+    def idle(self) -> bool:
+        """Nobody waits."""
+        return not (self.queue.by_id or self.growers.by_id)
 
     def remove(self, waiter: Waiter) -> None:
-        if waiter.grows:
-            self.growers.remove(waiter)
-        else:
-            self.queue.remove(waiter)
+        (self.growers if waiter.grows else self.queue).remove(waiter)
 
     def doubt(self) -> None:
         """Something has come to stay: look whether those that wait are possible still."""
         self._in_doubt = True
+
+    def doubt_beside(self, holding: Holding) -> None:
+        """The same of one ticket, if it does: by being pinned, or by what stands on it."""
+        ticket_id = holding.ticket_id
+        required = ticket_id in self.queue.required or ticket_id in self.growers.required
+        self._in_doubt = self._in_doubt or holding.pinned or required
 
     def decisions(self, now: float) -> Iterator[Decision]:
         """Whom to let in and whom to refuse, one by one.
 
         Each must be carried out before the next is asked for, which builds upon it.
         """
-        yield from self._round(now)
-        while self._in_doubt:
-            yield from self._round(now)
-
-    def _round(self, now: float) -> Iterator[Decision]:
-        if self._in_doubt:
-            self._in_doubt = False
-            yield from self._impossible()
-        for grower in list(self.growers):
-            error = self._look_at(grower)
-            if error is not None or grower.blocked_by is None:
-                yield grower, error
-        stuck = self._stuck_grower()
-        if stuck is not None:
-            yield stuck
-        yield from self._round_of_queue(now)
-
-    def _round_of_queue(self, now: float) -> Iterator[Decision]:
-        kept = {_competes_for(grower) for grower in self.growers}
-        passed: list[Waiter] = []  # they do not fit yet, and may be passed
-        for waiter in list(self.queue):
-            group = waiter.holding.group
-            if group in kept or _CEILING in kept:
-                waiter.blocked_by = "order"
-                continue
-            error = self._look_at(waiter)
-            if error is not None:
-                yield waiter, error
-            elif waiter.blocked_by is None:
-                yield waiter, None
-                for other in passed:
-                    other.passed += _competes_for(other) in (group, _CEILING)
-            elif self._passed_enough(waiter, now):
-                kept.add(_competes_for(waiter))
+        while True:
+            if self._in_doubt:
+                self._in_doubt = False
+                yield from self._impossible()
+            while (decision := self._next(now)) is not None:
+                yield decision
+                if self._in_doubt:
+                    break
             else:
-                passed.append(waiter)
+                return
 
-    def _look_at(self, waiter: Waiter) -> PolicyError | None:
-        """See what blocks it now; the error where its policy cannot say."""
-        holding = waiter.holding
-        growing = holding if waiter.grows else None
+    def _next(self, now: float) -> Decision | None:
+        if self.growers.by_id:
+            decision = self._next_to_grow() or self._stuck_grower()
+            if decision is not None:
+                return decision
+        return self._next_to_start(now)
+
+    def blocked_by(self, waiter: Waiter, now: float) -> str:
+        """What keeps it out: "group", "ceiling", or "order" where room is kept for another."""
+        if not waiter.grows and waiter.key > self._barriers(now).of(waiter.holding.group):
+            return "order"
+        growing = waiter.holding if waiter.grows else None
         try:
-            waiter.blocked_by = self._book.blocked_by(holding.group, waiter.wants, growing)
-            if waiter.blocked_by is None:
-                self._book.check_limit_with(holding.group, waiter.wants, growing)
-        except PolicyError as error:
-            return error
-        return None
+            return self._book.blocked_by(waiter.holding.group, waiter.wants, growing) or "order"
+        except PolicyError:
+            return "group"
 
-    def _passed_enough(self, waiter: Waiter, now: float) -> bool:
-        return (
-            waiter.passed >= self._configuration.overtake_count
-            or now - waiter.since >= self._configuration.overtake_seconds
-        )
+    # -- those that wait to grow
 
-    def _impossible(self) -> Iterator[Decision]:
-        for waiter in [*self.growers, *self.queue]:
-            try:
-                self._book.check_possible(waiter.holding, waiter.wants)
-            except WiredMemoryError as error:
-                yield waiter, error
+    def _next_to_grow(self) -> Decision | None:
+        found = [first for lane in self.growers.lanes if (first := self._first_of(lane))]
+        return min(found, key=_key_of, default=None)
 
     def _stuck_grower(self) -> Decision | None:
+        if len(self.growers) < self._book.active:
+            return None
         growing = [grower for grower in self.growers if grower.holding.active]
         if not growing or len(growing) < self._book.active:
             return None
@@ -131,6 +121,122 @@ class Admission:
         except PolicyError as error:
             return last, error
 
+    # -- those that wait to start
 
-def _competes_for(waiter: Waiter) -> object:
-    return _CEILING if waiter.blocked_by == _CEILING else waiter.holding.group
+    def _next_to_start(self, now: float) -> Decision | None:
+        found = [first for lane in self.queue.lanes if (first := self._first_of(lane))]
+        if not found:
+            return None
+        barriers = self._barriers(now)
+        for decision in sorted(found, key=_key_of):
+            waiter, error = decision
+            if waiter.key < barriers.of(waiter.holding.group):
+                if error is None:
+                    self._note_passes(waiter, barriers)
+                return decision
+        return None
+
+    def _first_of(self, lane: Lane) -> Decision | None:
+        """The first of a lane that fits, or whose policy is at fault."""
+        group = lane.group
+        if group.bound is None:
+            return self._first_by_asking(lane)
+        room = min(self._book.group_room(group), self._book.ceiling_room(group))
+        waiter = lane.first_within(room)
+        return None if waiter is None else (waiter, None)
+
+    def _first_by_asking(self, lane: Lane) -> Decision | None:
+        for waiter in lane:
+            growing = waiter.holding if waiter.grows else None
+            try:
+                if self._book.blocked_by(lane.group, waiter.wants, growing) is None:
+                    self._book.check_limit_with(lane.group, waiter.wants, growing)
+                    return waiter, None
+            except PolicyError as error:
+                return waiter, error
+        return None
+
+    def _note_passes(self, newcomer: Waiter, barriers: _Barriers) -> None:
+        """Whom the newcomer passes and competes with.
+
+        All of its group that stand before it; and those of other groups in lanes whose first
+        could keep the room under the ceiling, but for those that another one bars already: they
+        could not take it.
+        """
+        group = newcomer.holding.group
+        for lane in self.queue.lanes:
+            head = lane.head
+            if head.key < newcomer.key and (
+                lane.group is group
+                or (head.key <= barriers.of(lane.group) and self._competes_for(head) is _CEILING)
+            ):
+                lane.note_pass(newcomer.key)
+
+    def _barriers(self, now: float) -> _Barriers:
+        barriers = _Barriers()
+        for lane in self.growers.lanes:
+            for kept in self._competes_for_growing(lane):
+                barriers.keep(kept, _ALWAYS)
+        heads = [lane.head for lane in self.queue.lanes if self._passed_enough(lane, now)]
+        for head in sorted(heads, key=lambda head: head.key):
+            if head.key < barriers.of(head.holding.group):
+                what = self._competes_for(head)
+                if what is not None:
+                    barriers.keep(what, head.key)
+        return barriers
+
+    def _passed_enough(self, lane: Lane, now: float) -> bool:
+        return (
+            lane.head_passed >= self._configuration.overtake_count
+            or now - lane.head.since >= self._configuration.overtake_seconds
+        )
+
+    def _competes_for_growing(self, lane: Lane) -> Iterator[_Competed]:
+        group = lane.group
+        if group.bound is None:
+            for grower in lane:
+                yield self._competes_for(grower) or group
+        else:  # the one that asks for least decides whether the ceiling keeps anyone out
+            yield _CEILING if lane.least <= self._book.group_room(group) else group
+
+    def _competes_for(self, waiter: Waiter) -> _Competed | None:
+        """What keeps it out; None where it fits."""
+        group = waiter.holding.group
+        growing = waiter.holding if waiter.grows else None
+        try:
+            blocked_by = self._book.blocked_by(group, waiter.wants, growing)
+        except PolicyError:  # it is refused when its turn comes
+            return None
+        if blocked_by is None:
+            return None
+        return _CEILING if blocked_by == _CEILING else group
+
+    # -- those that never will
+
+    def _impossible(self) -> Iterator[Decision]:
+        for waiter in [*self.growers, *self.queue]:
+            try:
+                self._book.check_possible(waiter.holding, waiter.wants)
+            except WiredMemoryError as error:
+                yield waiter, error
+
+
+class _Barriers:
+    """From where on in the order room is kept, in one group or for all."""
+
+    def __init__(self) -> None:
+        self._for_all = _NEVER
+        self._in_group: dict[Group, Key] = {}
+
+    def keep(self, what: _Competed, key: Key) -> None:
+        if isinstance(what, Group):
+            self._in_group[what] = min(key, self._in_group.get(what, _NEVER))
+        else:
+            self._for_all = min(key, self._for_all)
+
+    def of(self, group: Group) -> Key:
+        return min(self._for_all, self._in_group.get(group, _NEVER))
+
+
+def _key_of(decision: Decision) -> Key:
+    return decision[0].key

@@ -6,15 +6,15 @@ live policy's base once; what a policy's cap bounds is its own business (`can_ad
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import attrs
 
 from wiredactors.memory.errors import PolicyConflict, PolicyError, TicketTooLarge
+from wiredactors.memory.group import Group, shown
 from wiredactors.memory.policies import WiredMemoryPolicy, policy_label
 from wiredactors.memory.sizes import Sizes
-from wiredactors.memory.units import checked_size
 
 #: Larger than any machine: the upper end of the search for what a user's policy admits.
 _BOUNDLESS = 1 << 62
@@ -22,7 +22,13 @@ _BOUNDLESS = 1 << 62
 
 @attrs.define(eq=False)
 class Holding:
-    """One ticket in the ledger, waiting or running."""
+    """One ticket in the ledger, waiting or running.
+
+    Attributes:
+        since: when it was admitted, or began to wait.
+        reply: of the start that it was made by.
+        starts: replies of its starts that have not been answered yet.
+    """
 
     ticket_id: str
     size: int
@@ -33,65 +39,12 @@ class Holding:
     reclaimable: bool
     requires: tuple[str, ...]
     since: float
-    reply: Any = None  # of the start that it was made by
+    reply: Any = None
+    starts: list[Any] = attrs.field(factory=list)
 
     @property
     def active(self) -> bool:
         return self.kind == "active"
-
-
-class Group:
-    """The tickets of one policy id, and the answers of its policy, checked.
-
-    What the policy says of itself is read once: bytes that changed meanwhile would leave the
-    sums of the book wrong for ever.
-    """
-
-    def __init__(self, id: Hashable, policy: WiredMemoryPolicy):
-        self.id = id
-        self.policy = policy
-        self.label = policy_label(policy)
-        self.base_bytes = checked_size(policy.base_bytes, "base_bytes")
-        self.cap = policy.cap if isinstance(policy.cap, int) else None
-        self.sizes = Sizes()
-        self.waiting = 0  # the id stays taken while a ticket of it waits
-        self._last_limit = 0
-
-    def admits(self, baseline: int, held: Sequence[int], size: int) -> bool:
-        """What the policy says to a ticket of `size` beside `held`. Raises PolicyError."""
-        try:
-            answer = self.policy.can_admit(baseline, self._given(held), size)
-            if answer is True or answer is False:
-                return answer
-            if answer in (0, 1):  # numpy's own booleans equal these
-                return bool(answer)
-        except Exception as error:
-            raise PolicyError(f"{self.label}.can_admit raised {_shown(error)}") from error
-        raise PolicyError(f"{self.label}.can_admit answered {_shown(answer)}, not True or False")
-
-    def limit(self, baseline: int, held: Sequence[int] | None = None) -> int:
-        """What the policy asks for, for `held` or all that it holds. Raises PolicyError."""
-        try:
-            answer = self.policy.limit(baseline, self._given(self.sizes if held is None else held))
-            self._last_limit = checked_size(answer, "a limit")
-        except Exception as error:
-            raise PolicyError(f"{self.label}.limit failed: {_shown(error)}") from error
-        return self._last_limit
-
-    def last_limit(self) -> int:
-        """The last sound answer of a policy that fails now."""
-        return self._last_limit
-
-    def _given(self, sizes: Sequence[int]) -> Sequence[int]:
-        # A user's own policy gets a list of its own: what it does with it harms nobody.
-        return sizes if self.policy.reads_totals else list(sizes)
-
-
-def _shown(value: object) -> str:
-    try:
-        return repr(value)
-    except Exception:  # a user's own object, at fault already
-        return type(value).__name__
 
 
 class Book:
@@ -103,6 +56,7 @@ class Book:
         self.holdings: dict[str, Holding] = {}
         self.groups: dict[Hashable, Group] = {}
         self._pinned: dict[str, Holding] = {}
+        self._spare: Group | None = None  # the last that was dropped, likely to come again
         self.total = 0
         self.active = 0
         self._base_total = 0  # of the policies of groups that hold something
@@ -119,15 +73,21 @@ class Book:
         try:
             group = self.groups.get(policy.id)
             if group is None:
-                return Group(policy.id, policy)
+                return self._new_group(policy)
             if group.policy is policy or group.policy.parameters == policy.parameters:
                 return group
         except Exception as error:
-            raise PolicyError(f"{policy_label(policy)} is unusable: {_shown(error)}") from error
+            raise PolicyError(f"{policy_label(policy)} is unusable: {shown(error)}") from error
         raise PolicyConflict(
-            f"the id of {_shown(policy)} belongs to {_shown(group.policy)} while its tickets live, "
+            f"the id of {shown(policy)} belongs to {shown(group.policy)} while its tickets live, "
             "which differs from it: give it another id, or end those tickets first"
         )
+
+    def _new_group(self, policy: WiredMemoryPolicy) -> Group:
+        spare = self._spare
+        if spare is not None and spare.policy is policy and policy.reads_totals:
+            return spare  # built-in policies do not change
+        return Group(policy.id, policy)
 
     def await_group(self, group: Group, change: int) -> None:
         """Count a waiter in or out of its group, which lives as long as it has any."""
@@ -137,39 +97,41 @@ class Book:
     # -- holdings
 
     def add(self, holding: Holding) -> None:
-        group = holding.group
+        group, size = holding.group, holding.size
         if not group.sizes:
             self._base_total += group.base_bytes
+            self.groups[group.id] = group
+        group.sizes.add(size)
         self.holdings[holding.ticket_id] = holding
+        self.total += size
+        self.active += holding.active
         if holding.pinned:
             self._pinned[holding.ticket_id] = holding
-        group.sizes.add(holding.size)
-        self.total += holding.size
-        self.active += holding.active
-        self._keep_or_drop(group)
 
     def remove(self, holding: Holding) -> None:
-        group = holding.group
+        group, size = holding.group, holding.size
         del self.holdings[holding.ticket_id]
-        self._pinned.pop(holding.ticket_id, None)
-        group.sizes.remove(holding.size)
-        self.total -= holding.size
+        group.sizes.remove(size)
+        self.total -= size
         self.active -= holding.active
         if not group.sizes:
             self._base_total -= group.base_bytes
-        self._keep_or_drop(group)
+            self._keep_or_drop(group)
+        if holding.pinned:
+            del self._pinned[holding.ticket_id]
 
     def resize(self, holding: Holding, size: int) -> None:
-        holding.group.sizes.remove(holding.size)
-        holding.group.sizes.add(size)
+        sizes = holding.group.sizes
+        sizes.remove(holding.size)
+        sizes.add(size)
         self.total += size - holding.size
         holding.size = size
 
     def _keep_or_drop(self, group: Group) -> None:
         if group.sizes or group.waiting:
             self.groups[group.id] = group
-        else:
-            self.groups.pop(group.id, None)
+        elif self.groups.pop(group.id, None) is not None:
+            self._spare = group
 
     # -- what fits
 
@@ -178,25 +140,51 @@ class Book:
 
         `growing` is the ticket that would have `size` instead of what it has. Raises PolicyError.
         """
-        with _without(growing):
-            # The group first: room that the ceiling frees is of no use to one that its own
-            # policy keeps out, so nobody else should have to leave it free.
-            if not group.admits(self.baseline, group.sizes, size):
+        more = size if growing is None else size - growing.size
+        # The group first: room that the ceiling frees is of no use to one that its own policy
+        # keeps out, so nobody else should have to leave it free.
+        if group.bound is not None:
+            if more > self.group_room(group):
                 return "group"
-        return None if size <= self._room(group, growing) else "ceiling"
+        else:
+            with _without(growing):
+                if not group.admits(self.baseline, group.sizes, size):
+                    return "group"
+        return None if more <= self.ceiling_room(group) else "ceiling"
+
+    def fits(self, group: Group, size: int) -> bool:
+        """Whether a new ticket fits now, and its limit can be said. Raises PolicyError."""
+        if group.bound is None:
+            if self.blocked_by(group, size) is not None:
+                return False
+            self.check_limit_with(group, size)
+            return True
+        # As `blocked_by`, in one step: every ticket comes by here.
+        held = group.sizes
+        if size > group.bound - self.baseline - held.total:
+            return False
+        if self.ceiling is None:
+            return True
+        base = 0 if held else group.base_bytes
+        return size <= self.ceiling - self.baseline - self.total - self._base_total - base
 
     def available(self, group: Group, growing: Holding | None = None) -> int:
         """The largest size that would not be blocked now. Raises PolicyError."""
+        room = self.ceiling_room(group) + (0 if growing is None else growing.size)
         with _without(growing):
-            return self._largest(group, group.sizes, self._room(group, growing))
+            return self._largest(group, group.sizes, room)
 
-    def _room(self, group: Group, growing: Holding | None) -> int:
+    def group_room(self, group: Group) -> float:
+        """What a policy whose `bound` is known leaves; less than 0 where it is overdrawn."""
+        assert group.bound is not None
+        return group.bound - self.baseline - group.sizes.total
+
+    def ceiling_room(self, group: Group) -> int:
         """What the ceiling leaves to `group`, less than 0 where it is overdrawn."""
         if self.ceiling is None:
             return _BOUNDLESS
-        base = 0 if group.sizes or growing is not None else group.base_bytes
-        own = 0 if growing is None else growing.size
-        return self.ceiling - self.baseline - self.total - self._base_total - base + own
+        room = self.ceiling - self.baseline - self.total - self._base_total
+        return room if group.sizes else room - group.base_bytes
 
     def check_limit_with(self, group: Group, size: int, growing: Holding | None = None) -> None:
         """See that a user's policy can also say a limit once it holds `size`.
@@ -212,14 +200,18 @@ class Book:
 
         Admission bounds it too, but over a baseline that may be learned later. Raises PolicyError.
         """
-        return self._within_ceiling(group, group.limit(self.baseline))
+        if group.bound is None:
+            limit = group.limit(self.baseline)
+        else:  # a built-in policy is in order
+            limit = group.policy.limit(self.baseline, group.sizes)
+        return self._within_ceiling(group, limit)
 
     def last_limit_of(self, group: Group) -> int:
         """The same, of a policy that fails now."""
         return self._within_ceiling(group, group.last_limit())
 
     def _within_ceiling(self, group: Group, limit: int) -> int:
-        if self.ceiling is None or group.cap is not None or not group.policy.cap_is_ceiling:
+        if self.ceiling is None or not group.capped_by_ceiling:
             return limit
         return min(limit, self.ceiling)
 

@@ -2,26 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from wiredactors.memory.book import Book
+from wiredactors.memory.admission import Admission
+from wiredactors.memory.book import Book, Holding
 from wiredactors.memory.errors import PolicyError
-from wiredactors.memory.events import Explanation
-from wiredactors.memory.queue import Waiter, WaitQueue
+from wiredactors.memory.events import Explanation, Snapshot, TicketSnapshot
+from wiredactors.memory.lane import Waiter
+from wiredactors.memory.settlement import Settlement
 from wiredactors.memory.units import format_bytes
 
 
-def explain(
-    book: Book, queue: WaitQueue, growers: Sequence[Waiter], ticket_id: str, now: float
-) -> Explanation:
+def snapshot(book: Book, admission: Admission, settlement: Settlement, sequence: int) -> Snapshot:
+    """The whole state, frozen."""
+    growing = {grower.ticket_id: grower.wants for grower in admission.growers}
+    return Snapshot(
+        sequence=sequence,
+        baseline=book.baseline,
+        current_limit=settlement.current,
+        desired_limit=settlement.desired,
+        ceiling=book.ceiling,
+        tickets=tuple(
+            _ticket_snapshot(h, growing.get(h.ticket_id)) for h in book.holdings.values()
+        ),
+        waiters=tuple(_ticket_snapshot(w.holding, None) for w in admission.queue),
+    )
+
+
+def _ticket_snapshot(holding: Holding, wants: int | None) -> TicketSnapshot:
+    return TicketSnapshot(
+        ticket_id=holding.ticket_id,
+        size=holding.size,
+        kind=holding.kind,
+        priority=holding.priority,
+        policy=holding.group.label,
+        pinned=holding.pinned,
+        since=holding.since,
+        wants_size=wants,
+    )
+
+
+def explain(book: Book, admission: Admission, ticket_id: str, now: float) -> Explanation:
     """The explanation for one ticket, waiting, growing, running or unknown."""
-    waiter = queue.get(ticket_id)
-    growing = next((g for g in growers if g.ticket_id == ticket_id), None)
-    if waiter is not None:
-        return _explain_waiter(book, waiter, tuple(w.ticket_id for w in queue.before(waiter)), now)
-    if growing is not None:
-        earlier = tuple(g.ticket_id for g in growers[: growers.index(growing)])
-        return _explain_waiter(book, growing, earlier, now)
+    for queue in (admission.queue, admission.growers):
+        waiter = queue.by_id.get(ticket_id)
+        if waiter is not None:
+            behind = tuple(other.ticket_id for other in queue.before(waiter))
+            blocked_by = admission.blocked_by(waiter, now)
+            return _explain_waiter(book, waiter, behind, blocked_by, now)
     holding = book.holdings.get(ticket_id)
     if holding is None:
         return Explanation(
@@ -36,7 +62,9 @@ def explain(
     )
 
 
-def _explain_waiter(book: Book, waiter: Waiter, behind: tuple[str, ...], now: float) -> Explanation:
+def _explain_waiter(
+    book: Book, waiter: Waiter, behind: tuple[str, ...], blocked_by: str, now: float
+) -> Explanation:
     holding = waiter.holding
     try:
         available = book.available(holding.group, holding if waiter.grows else None)
@@ -47,7 +75,7 @@ def _explain_waiter(book: Book, waiter: Waiter, behind: tuple[str, ...], now: fl
         "ceiling": "the ceiling over all tickets",
         "group": f"the policy {holding.group.label}",
         "order": "room that is kept for one before it",
-    }.get(waiter.blocked_by or "order", "")
+    }[blocked_by]
     return Explanation(
         ticket_id=waiter.ticket_id,
         state="growing" if waiter.grows else "waiting",
@@ -59,7 +87,7 @@ def _explain_waiter(book: Book, waiter: Waiter, behind: tuple[str, ...], now: fl
         since=waiter.since,
         waited=now - waiter.since,
         size=waiter.wants,
-        blocked_by=waiter.blocked_by,
+        blocked_by=blocked_by,
         behind=behind,
         available=available,
         missing=missing,

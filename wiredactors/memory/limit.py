@@ -29,12 +29,17 @@ class LimitControl:
     """Decides whether a wanted limit is written now. Limits are bytes, times seconds."""
 
     def __init__(self, configuration: WiredMemoryConfiguration):
-        self.configuration = configuration
+        self.configure(configuration)
         self.current: int | None = None  # the last that the backend took
         self.in_flight: int | None = None  # handed to the backend, outcome unknown
         self.deadline: float | None = None  # when to look again, if nothing else happens
         self._written_at = 0.0
         self._refusal: _Refusal | None = None
+
+    def configure(self, configuration: WiredMemoryConfiguration) -> None:
+        # As the ratio is written: in floats 0.55 * 100 is a little more than 55.
+        self._ratio = Fraction(str(configuration.shrink_threshold_ratio))
+        self._cooldown = configuration.shrink_cooldown
 
     def next_write(self, desired: int, *, working: bool, now: float) -> int | None:
         """The limit to hand to the backend now, None for none; sets `deadline`.
@@ -51,13 +56,9 @@ class LimitControl:
         if self._refusal is not None and self._refusal.limit == desired:
             return self._unless_before(self._refusal.retry_at, desired, now)
         if working and self.current is not None and desired < self.current:
-            # As the ratio is written: in floats 0.55 * 100 is a little more than 55.
-            ratio = Fraction(str(self.configuration.shrink_threshold_ratio))
-            if self.current - desired < ratio * self.current:
+            if self.current - desired < self._ratio * self.current:
                 return None  # held until the drop is larger
-            return self._unless_before(
-                self._written_at + self.configuration.shrink_cooldown, desired, now
-            )
+            return self._unless_before(self._written_at + self._cooldown, desired, now)
         return desired
 
     def _unless_before(self, moment: float, desired: int, now: float) -> int | None:

@@ -1,18 +1,19 @@
 """What goes into the ledger (commands) and what comes out (effects).
 
-`reply` is whatever the sender wants back with the answer; the ledger does not look at it.
+`reply` is whatever the sender wants back with the answer, each a hashable object of its own; the
+ledger does not look at it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.events import EventKind, WiredMemoryEvent
-from wiredactors.memory.policies import WiredMemoryPolicy
+from wiredactors.memory.tickets import WiredMemoryTicket
 
 Reply = Any
 
@@ -21,16 +22,13 @@ Reply = Any
 class Start:
     """Admit a ticket. `exclusive`: a ticket that runs already is an error, not ignored."""
 
-    ticket_id: str
-    size: int
-    kind: str
-    policy: WiredMemoryPolicy
+    ticket: WiredMemoryTicket
     reply: Reply
-    priority: int = 0
-    pinned: bool = False
-    reclaimable: bool = False
-    requires: tuple[str, ...] = ()
     exclusive: bool = False
+
+    @property
+    def ticket_id(self) -> str:
+        return self.ticket.id
 
 
 @attrs.frozen
@@ -132,11 +130,6 @@ Asking = Start | End | Resize | Configure
 
 
 @attrs.frozen
-class Emit:
-    event: WiredMemoryEvent
-
-
-@attrs.frozen
 class WriteLimit:
     """Set the wired limit; the outcome must come back as `LimitWritten` or `LimitRefused`."""
 
@@ -145,7 +138,9 @@ class WriteLimit:
 
 @attrs.frozen
 class Answer:
-    reply: Reply
+    """What was asked for has taken effect, all of it in one turn; `limit` is in force."""
+
+    replies: Sequence[Reply]
     limit: int
 
 
@@ -155,4 +150,5 @@ class Refuse:
     error: Exception
 
 
-Effect = Emit | WriteLimit | Answer | Refuse
+#: An event is to be told to whoever listens.
+Effect = WiredMemoryEvent | WriteLimit | Answer | Refuse

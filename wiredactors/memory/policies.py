@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 from wiredactors.memory.sizes import largest_of, total_of
+from wiredactors.memory.tickets import WiredMemoryTicket
 from wiredactors.memory.units import checked_size
 
 if TYPE_CHECKING:
-    from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
+    from wiredactors.memory.tickets import TicketManager
 
 _fresh_ids = itertools.count(1)
 
@@ -38,9 +39,17 @@ class WiredMemoryPolicy(abc.ABC):
     cap: int | None = None
     #: Whether `cap=None` means the ceiling inside a manager.
     cap_is_ceiling: bool = False
-    #: True for the built-in policies: they read sums that the ledger keeps, so the ledger need
-    #: not copy the sizes for them.
+    #: True for the built-in policies: they admit while baseline, `base_bytes` and all sizes stay
+    #: within `cap`, and their limit reads sums that the ledger keeps. So it need not ask them
+    #: about each ticket, nor copy the sizes for them.
     reads_totals: bool = False
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # A user's own that starts from a built-in one and changes what it says must be asked.
+        said = cls.__dict__
+        if ("limit" in said or "can_admit" in said) and "reads_totals" not in said:
+            cls.reads_totals = False
 
     @property
     def id(self) -> Hashable:
@@ -91,8 +100,6 @@ class WiredMemoryPolicy(abc.ABC):
             TypeError: `size` is not an integer.
             ValueError: `size` is negative, or `kind` is neither of the two.
         """
-        from wiredactors.memory.tickets import WiredMemoryTicket
-
         return WiredMemoryTicket(
             size=size,
             kind=kind,
@@ -122,7 +129,7 @@ def _id_or_fresh(value: Hashable | None) -> Hashable:
     return f"budget-{next(_fresh_ids)}" if value is None else value
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class WiredSumPolicy(WiredMemoryPolicy):
     """`min(baseline + sum(sizes), cap)`: the usual choice for concurrent inference.
 
@@ -141,7 +148,7 @@ class WiredSumPolicy(WiredMemoryPolicy):
         return self.cap is None or baseline + total_of(active_sizes) + new_size <= self.cap
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class WiredMaxPolicy(WiredMemoryPolicy):
     """`max(baseline, largest size)`: for work that takes turns. It admits everything."""
 
@@ -151,7 +158,7 @@ class WiredMaxPolicy(WiredMemoryPolicy):
         return max(baseline, largest_of(active_sizes))
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class WiredFixedPolicy(WiredMemoryPolicy):
     """A constant limit while anything is active. It admits everything.
 
@@ -165,7 +172,7 @@ class WiredFixedPolicy(WiredMemoryPolicy):
         return self.limit_bytes
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class WiredBudgetPolicy(WiredMemoryPolicy):
     """`min(baseline + base + sum(sizes), cap)`: a measured base budget, and tickets on top.
 

@@ -1,68 +1,76 @@
-"""The queue of tickets that wait, in the one order of the ledger.
+"""The queue of those that wait, in the one order of the ledger.
 
 The order is priority, raised by one for each `aging_seconds` waited, then arrival. All that wait
 age alike, so the comparison never changes while they do: an earlier arrival is worth
-`aging_seconds` for each step of priority. That makes the key a constant, set at arrival.
+`aging_seconds` for each step of priority. That makes the key a constant, set at arrival, and those
+of one group and one priority a lane in the order of arrival.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Iterator
-from typing import Any
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator
 
-import attrs
-from sortedcontainers import SortedKeyList
-
-from wiredactors.memory.book import Holding
-
-
-@attrs.define(eq=False)
-class Waiter:
-    """A ticket that waits for its start, or a live one that waits to grow to `wants` bytes."""
-
-    holding: Holding
-    reply: Any
-    wants: int
-    since: float
-    grows: bool = False
-    passed: int = 0
-    blocked_by: str | None = None
-    key: tuple[float, int] = (0.0, 0)
-
-    @property
-    def ticket_id(self) -> str:
-        return self.holding.ticket_id
+from wiredactors.memory.group import Group
+from wiredactors.memory.lane import Lane, Waiter
 
 
 class WaitQueue:
-    """Waiters in order; adding, finding and removing cost O(log n)."""
+    """Waiters in order, and in lanes. Adding, finding and removing one costs O(log n).
 
-    def __init__(self, aging_seconds: float):
+    Attributes:
+        lanes: those that hold anybody.
+        by_id: all that wait.
+        required: how many that wait stand on a ticket, by its id.
+    """
+
+    def __init__(self, aging_seconds: float = math.inf, *, by_priority: bool = True):
+        """`by_priority` False: the order is that of arrival."""
         self.aging_seconds = aging_seconds
+        self._by_priority = by_priority
+        self._lanes: dict[tuple[Group, int], Lane] = {}
+        self.by_id: dict[str, Waiter] = {}
         self._arrivals = itertools.count()
-        self._ordered: SortedKeyList = SortedKeyList(key=lambda waiter: waiter.key)
-        self._by_id: dict[str, Waiter] = {}
+        self.required: Counter[str] = Counter()
 
     def add(self, waiter: Waiter) -> None:
-        place = waiter.since - waiter.holding.priority * self.aging_seconds
-        waiter.key = (place, next(self._arrivals))
-        self._ordered.add(waiter)
-        self._by_id[waiter.ticket_id] = waiter
-
-    def get(self, ticket_id: str) -> Waiter | None:
-        return self._by_id.get(ticket_id)
+        holding = waiter.holding
+        priority = holding.priority if self._by_priority else 0
+        ahead = priority * self.aging_seconds if priority else 0.0
+        waiter.key = (waiter.since - ahead, next(self._arrivals))
+        lane = self._lanes.get((holding.group, priority))
+        if lane is None:
+            lane = self._lanes[holding.group, priority] = Lane(holding.group, priority)
+        lane.append(waiter)
+        self.by_id[holding.ticket_id] = waiter
+        for ticket_id in holding.requires:
+            self.required[ticket_id] += 1
 
     def remove(self, waiter: Waiter) -> None:
-        self._ordered.remove(waiter)
-        del self._by_id[waiter.ticket_id]
+        lane = waiter.lane
+        assert lane is not None
+        lane.remove(waiter)
+        if not lane.count:
+            del self._lanes[lane.group, lane.priority]
+        del self.by_id[waiter.holding.ticket_id]
+        for ticket_id in waiter.holding.requires:
+            self.required[ticket_id] -= 1
+            if not self.required[ticket_id]:
+                del self.required[ticket_id]
+
+    @property
+    def lanes(self) -> Collection[Lane]:
+        return self._lanes.values()
 
     def before(self, waiter: Waiter) -> Iterator[Waiter]:
         """Those that stand before `waiter`."""
-        return itertools.takewhile(lambda other: other is not waiter, self._ordered)
+        return itertools.takewhile(lambda other: other is not waiter, self)
 
     def __len__(self) -> int:
-        return len(self._ordered)
+        return len(self.by_id)
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(self._ordered)
+        return heapq.merge(*self._lanes.values(), key=lambda waiter: waiter.key)

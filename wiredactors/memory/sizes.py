@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
-
-from sortedcontainers import SortedList
 
 
 class Sizes(Sequence[int]):
     """A bag of sizes in bytes that knows its `total` and its `largest` without looking at each.
 
-    Adding, removing and replacing cost O(log n), so a ledger of 100,000 tickets decides as fast
-    as one of ten. It reads as a sequence in ascending order.
+    Adding and removing cost O(1), and O(log n) from the first time on that anyone asks for the
+    largest; so a ledger of 100,000 tickets decides as fast as one of ten. It reads as a sequence,
+    in no order that means anything.
     """
 
-    __slots__ = ("_ordered", "total")
+    __slots__ = ("_counts", "_heap", "_length", "total")
 
-    def __init__(self, sizes: Sequence[int] = ()):
-        self._ordered = SortedList(sizes)
-        self.total = sum(sizes)
+    def __init__(self, sizes: Iterable[int] = ()):
+        self.total = 0
+        self._length = 0
+        self._counts: dict[int, int] = {}  # how many there are of each size
+        self._heap: list[int] | None = None  # negative sizes; some may have gone meanwhile
+        for size in sizes:
+            self.add(size)
 
     @property
     def largest(self) -> int:
         """The largest size, 0 where there is none."""
-        return self._ordered[-1] if self._ordered else 0
+        if self._heap is None:
+            self._heap = [-size for size in self._counts]
+            heapq.heapify(self._heap)
+        while self._heap and -self._heap[0] not in self._counts:
+            heapq.heappop(self._heap)
+        return -self._heap[0] if self._heap else 0
 
     def add(self, size: int) -> None:
-        self._ordered.add(size)
+        count = self._counts.get(size, 0)
+        self._counts[size] = count + 1
+        self._length += 1
         self.total += size
+        if self._heap is not None and not count:
+            heapq.heappush(self._heap, -size)
+            if len(self._heap) > 2 * len(self._counts) + 16:  # mostly of sizes that have gone
+                self._heap = None
 
     def remove(self, size: int) -> None:
-        self._ordered.remove(size)
+        count = self._counts[size]
+        if count == 1:
+            del self._counts[size]
+        else:
+            self._counts[size] = count - 1
+        self._length -= 1
         self.total -= size
 
     @overload
@@ -39,17 +60,17 @@ class Sizes(Sequence[int]):
     @overload
     def __getitem__(self, index: slice) -> Sequence[int]: ...
     def __getitem__(self, index: int | slice) -> int | Sequence[int]:
-        found: int | Sequence[int] = self._ordered[index]
-        return found
+        return list(self)[index]
 
     def __len__(self) -> int:
-        return len(self._ordered)
+        return self._length
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._ordered)
+        for size, count in self._counts.items():
+            yield from itertools.repeat(size, count)
 
     def __repr__(self) -> str:
-        return f"Sizes({list(self._ordered)!r})"
+        return f"Sizes({list(self)!r})"
 
 
 def total_of(sizes: Sequence[int]) -> int:

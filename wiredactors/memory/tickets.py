@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 TicketKind = Literal["active", "reservation"]
 
+_KINDS = get_args(TicketKind)
 _HIGHEST_PRIORITY = 1_000_000_000
 _numbers = itertools.count(1)
 
@@ -65,7 +66,7 @@ class WiredMemoryTicket:
         id: str | None = None,
     ):
         """See `WiredMemoryPolicy.ticket`. `id` names it in events; left out, it is numbered."""
-        if kind not in get_args(TicketKind):
+        if kind not in _KINDS:
             raise ValueError(f"a ticket's kind is 'active' or 'reservation', not {kind!r}")
         self.size = checked_size(size, "a ticket's size")
         if isinstance(priority, bool) or not isinstance(priority, int):
@@ -78,7 +79,7 @@ class WiredMemoryTicket:
         self.pinned = pinned
         self.reclaimable = reclaimable
         self.id: str = id if id is not None else f"ticket-{next(_numbers)}"
-        self.requires: tuple[str, ...] = tuple(ticket.id for ticket in requires)
+        self.requires: tuple[str, ...] = tuple(ticket.id for ticket in requires) if requires else ()
         self._manager = manager
 
     def __repr__(self) -> str:
@@ -113,8 +114,7 @@ class WiredMemoryTicket:
             PolicyConflict, PolicyError: its policy is at fault.
             NoManager, ManagerClosed: there is nobody to admit it.
         """
-        manager = self.bind()
-        return await manager.start_ticket(self)
+        return await self.bind().start_ticket(self)
 
     async def end(self) -> int:
         """Give the bytes back; returns the limit in bytes then.

@@ -1,0 +1,66 @@
+"""A mailbox: a queue with one reader, who is woken when something comes.
+
+trio's memory channel does the same for any number of readers and writers with a bound. The
+manager's is written and read for every ticket, and half of what a ticket costs would be the channel
+(measured); so this one does only what it needs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Generic, TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """Put things in from any task of the loop; one task waits for them and takes them out.
+
+    Attributes:
+        items: what has come and was not taken out yet, the oldest first.
+    """
+
+    __slots__ = ("_reader", "items")
+
+    def __init__(self) -> None:
+        self.items: deque[T] = deque()
+        self._reader: trio.lowlevel.Task | None = None
+
+    def put(self, item: T) -> None:
+        """Add `item`, and wake the reader."""
+        self.items.append(item)
+        if self._reader is not None:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let the reader return from `wait` though nothing may have come."""
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            trio.lowlevel.reschedule(reader)
+
+    async def wait(self, deadline: float = math.inf) -> None:
+        """Return when there is something, at `deadline` (seconds), or when woken.
+
+        Others have run by then, also where something was there from the start.
+
+        Raises:
+            trio.BusyResourceError: another task waits already.
+        """
+        if self.items:
+            await trio.lowlevel.checkpoint()
+            return
+        if self._reader is not None:
+            raise trio.BusyResourceError("another task reads here already")
+        self._reader = trio.lowlevel.current_task()
+        if deadline == math.inf:  # a scope for nothing costs as much as the wait
+            await trio.lowlevel.wait_task_rescheduled(self._leave)
+            return
+        with trio.move_on_at(deadline):
+            await trio.lowlevel.wait_task_rescheduled(self._leave)
+
+    def _leave(self, _: object) -> trio.lowlevel.Abort:
+        self._reader = None
+        return trio.lowlevel.Abort.SUCCEEDED
