@@ -21,6 +21,7 @@ def test_the_defaults_are_those_of_the_words():
     assert configuration.max_waiters is None
     assert configuration.wired_mode == "policy"
     assert configuration.debug_events is True
+    assert configuration.watch_seconds == 5.0
     assert configuration.overtake_count <= 1000
     assert configuration.overtake_seconds <= 60
     assert configuration.aging_seconds <= 300
@@ -38,6 +39,9 @@ def test_the_defaults_are_those_of_the_words():
         ("shrink_cooldown", None),
         ("overtake_seconds", -1.0),
         ("aging_seconds", 0),
+        ("watch_seconds", -1.0),
+        ("watch_seconds", math.nan),
+        ("watch_seconds", None),
         ("overtake_count", -1),
         ("overtake_count", 1.5),
         ("overtake_count", None),
@@ -53,6 +57,10 @@ def test_the_defaults_are_those_of_the_words():
 def test_a_value_out_of_its_range_is_a_value_error_that_names_it(name, value):
     with pytest.raises(ValueError, match=name):
         WiredMemoryConfiguration(**{name: value})
+
+
+def test_the_watch_can_be_off():
+    assert WiredMemoryConfiguration(watch_seconds=0).watch_seconds == 0
 
 
 @pytest.mark.parametrize("name", ["baseline_override", "admission_ceiling"])

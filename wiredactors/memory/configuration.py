@@ -69,6 +69,8 @@ class WiredMemoryConfiguration:
         aging_seconds: each such time waited raises a ticket's priority by one.
         wired_mode: "policy" applies what the policies ask for, "off" never touches the limit,
             "fit" applies the baseline and exactly the bytes of all tickets.
+        watch_seconds: how often the machine's free memory is read; what others take of it beyond
+            what the ceiling leaves to them tightens admission. 0 is never.
         debug_events: False closes every event stream at once (the seed's release build).
         event_buffer: events that a subscriber may lag behind before it misses some.
     """
@@ -86,6 +88,7 @@ class WiredMemoryConfiguration:
     wired_mode: WiredMode = attrs.field(
         default="policy", validator=attrs.validators.in_(get_args(WiredMode))
     )
+    watch_seconds: float = attrs.field(default=5.0, validator=_seconds)
     debug_events: bool = True
     event_buffer: int = attrs.field(default=4096, validator=_buffer)
 
