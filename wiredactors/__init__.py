@@ -30,6 +30,7 @@ from wiredactors.memory.errors import (
     WiredMemoryError,
 )
 from wiredactors.memory.events import EventKind, Explanation, Snapshot, WiredMemoryEvent
+from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.policies import (
     WiredBudgetPolicy,
     WiredFixedPolicy,
@@ -57,6 +58,7 @@ __all__ = [
     "ManagerAlreadyOpen",
     "ManagerBusy",
     "ManagerClosed",
+    "MemoryReading",
     "Model",
     "ModelLoadError",
     "ModelNotLoaded",

@@ -10,6 +10,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import wiredactors as wa
+from wiredactors.actors.opening import memory_reader
+from wiredactors.engine.machine import read_host_memory
+from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.tickets import open_manager_slot
 
 POLICY = wa.WiredSumPolicy(cap=100)
@@ -111,6 +114,20 @@ async def test_a_foreign_write_becomes_an_event_in_the_managers_own_loop():
         assert (await anext(events)).kind == "snapshot"
         event = await anext(events)
         assert (event.kind, event.desired_limit) == ("foreign_limit_write", 77)
+
+
+def test_memory_is_read_by_the_backend_or_from_the_host_but_not_for_a_pretended_total():
+    class Pretending(Backend):
+        def total_memory_bytes(self):
+            return 2000
+
+    class Reading(Pretending):
+        def memory_reading(self):
+            return MemoryReading(2000, 1500, 10)
+
+    assert memory_reader(Backend()) is read_host_memory
+    assert memory_reader(Pretending()) is None
+    assert memory_reader(Reading())() == MemoryReading(2000, 1500, 10)
 
 
 def test_opening_imports_neither_mlx_nor_mlx_lm():

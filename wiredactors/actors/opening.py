@@ -12,9 +12,10 @@ from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.protocol import LimitBackend
 from wiredactors.engine.backend import DeviceLimitBackend, device_memory
 from wiredactors.engine.guard import LimitGuard
-from wiredactors.engine.machine import host_memory_bytes
+from wiredactors.engine.machine import host_memory_bytes, read_host_memory
 from wiredactors.memory.configuration import WiredMemoryConfiguration, ceiling_of
 from wiredactors.memory.errors import ManagerAlreadyOpen
+from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.tickets import open_manager_slot
 from wiredactors.memory.units import checked_size
 
@@ -129,3 +130,15 @@ def _make_manager(
         )
 
     return WiredMemoryManager(configuration, backend, ceiling, supported, owner=guard.owner)
+
+
+def memory_reader(backend: LimitBackend) -> Callable[[], MemoryReading | None] | None:
+    """How to read the memory that the backend's ceiling is of, now; None where nobody can.
+
+    A backend that names a total of its own speaks of other memory than this machine's, unless it
+    reads it itself.
+    """
+    own: Callable[[], MemoryReading | None] | None = getattr(backend, "memory_reading", None)
+    if own is not None:
+        return own
+    return None if hasattr(backend, "total_memory_bytes") else read_host_memory
