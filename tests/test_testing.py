@@ -101,6 +101,36 @@ def test_a_shrink_unwires_arbitrary_buffers_the_same_ones_for_a_seed() -> None:
     assert len({left_after_shrink(seed) for seed in range(5)}) > 1
 
 
+def test_a_pooled_buffer_serves_requests_that_are_a_little_smaller() -> None:
+    backend = RecordingBackend()
+    backend.set_wired_limit(100)
+    for size in (30, 70):
+        backend.allocate(f"old-{size}", size)
+    for size in (30, 70):
+        backend.free(f"old-{size}")
+    backend.allocate("small", 15)  # half of the smallest: too small for it
+    assert backend.unwired == {"small"}
+    backend.allocate("large", 20)  # the smallest that serves
+    assert backend.wired == {"large"}
+    backend.clear_pool()
+    assert backend.wired_bytes == 30  # all of the buffer counts
+    page = 16 * 1024
+    backend.allocate("huge", 10 * page)
+    backend.free("huge")
+    backend.allocate("not so huge", 8 * page)
+    backend.clear_pool()
+    backend.set_wired_limit(15 + 30 + 8 * page)
+    assert backend.wired == {"small", "large", "not so huge"}
+
+
+@pytest.mark.parametrize("limit", [-1, 1.5, None, 2**64])
+def test_what_is_no_limit_is_a_type_error_as_mlx_has_it(limit: int) -> None:
+    backend = RecordingBackend(limit=7)
+    with pytest.raises(TypeError, match="wired limit"):
+        backend.set_wired_limit(limit)
+    assert (backend.limit, backend.writes) == (7, [])
+
+
 def test_names_of_buffers_are_checked() -> None:
     backend = RecordingBackend()
     backend.allocate("a", 1)

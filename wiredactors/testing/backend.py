@@ -6,8 +6,13 @@ The rules are those of MLX's metal/allocator.cpp and metal/resident.cpp:
   else it is only tracked.
 - A larger capacity wires tracked buffers that fit; a smaller one un-wires arbitrary ones until the
   rest fits. The same capacity again changes nothing: what did not fit stays out.
-- A freed buffer goes to the allocator's pool, and stays wired until the pool is cleared.
+- A freed buffer goes to the allocator's pool, and stays wired until the pool is cleared. What
+  comes free is filled only when the capacity grows, and then by pooled buffers too.
+- A request is served from the pool by the smallest buffer that is large enough, if that is less
+  than two pages larger and less than twice as large; all of it counts.
 - A capacity above the recommended working set is an error, and changes nothing.
+
+Left out: several sets with a bound each, and the pool's own bound.
 """
 
 from __future__ import annotations
@@ -19,7 +24,10 @@ import attrs
 
 from wiredactors.actors.protocol import LimitBackend
 from wiredactors.memory.outside import MemoryReading
-from wiredactors.memory.units import GIB
+from wiredactors.memory.units import GIB, KIB
+
+#: Of Apple silicon, in bytes.
+_PAGE = 16 * KIB
 
 #: What hears of a write that was asked for: the previous limit, or the error.
 Done = Callable[[int | None, BaseException | None], object]
@@ -94,8 +102,11 @@ class RecordingBackend:
 
         Raises:
             ValueError: it lies above the recommended working set or `refuse_over`.
+            TypeError: it is no whole number from 0 to 2**64 - 1.
             RuntimeError: `fail_next` has asked for it.
         """
+        if not isinstance(limit, int) or not 0 <= limit < 2**64:
+            raise TypeError(f"a wired limit is a whole number of bytes from 0, not {limit!r}")
         previous = self.limit
         error = self._error_for(limit)
         self.calls.append(LimitWrite(limit, previous, error))
@@ -131,13 +142,15 @@ class RecordingBackend:
     # -- residency
 
     def allocate(self, name: str, size: int) -> None:
-        """Make a buffer of `size` bytes; a pooled one of just that size is used again."""
+        """Make a buffer of `size` bytes; a pooled one that is little larger is used again."""
         if any(buffer.name == name and not buffer.pooled for buffer in self._buffers):
             raise ValueError(f"there is a buffer named {name!r} already")
-        for buffer in self._buffers:
-            if buffer.pooled and buffer.size == size:
-                buffer.name, buffer.pooled = name, False
-                return
+        too_large = min(2 * size, size + 2 * _PAGE)
+        pooled = [b for b in self._buffers if b.pooled and size <= b.size < too_large]
+        if pooled:
+            buffer = min(pooled, key=lambda b: b.size)
+            buffer.name, buffer.pooled = name, False
+            return
         buffer = _Buffer(name, size)
         buffer.wired = self.wired_bytes + size <= self.limit
         self._buffers.append(buffer)
