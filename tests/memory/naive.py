@@ -1,8 +1,9 @@
 """The rules of admission once more, in plain lists and loops: what the fast ledger must agree with.
 
-It models who is admitted, grows, waits or is refused, and nothing else: no writes, replies or
-events, and no policies that fail. Everything is computed anew from the tickets whenever it is
-asked for, and after each decision the whole of the rules starts again from the top.
+It models who is admitted, grows, waits or is refused, and what limit that asks for, and nothing
+else: no writes, replies or events, and no policies that fail. Everything is computed anew from the
+tickets whenever it is asked for, and after each decision the whole of the rules starts again from
+the top.
 """
 
 from __future__ import annotations
@@ -44,22 +45,13 @@ class Naive:
     took effect, a smaller size or one of a waiter too), `("refused", id)` (a start),
     `("resize_refused", id)`, and at the end `("waits", id)` or `("resize_waits", id)` for a
     request that was neither granted nor refused at once.
-
-    `counts_barred` False leaves out one kind of passing: over the ceiling, past a ticket whose
-    group is kept for another anyway. Without it nobody is passed more than `overtake_count` times.
     """
 
-    def __init__(
-        self,
-        configuration: WiredMemoryConfiguration,
-        ceiling: int | None,
-        *,
-        counts_barred: bool = True,
-    ):
+    def __init__(self, configuration: WiredMemoryConfiguration, ceiling: int | None):
         self.configuration = configuration
         self.ceiling = math.inf if ceiling is None else ceiling
-        self.baseline = configuration.baseline_override or 0
-        self._counts_barred = counts_barred
+        self.baseline = 0  # until the first ticket comes
+        self._learned = 0
         self._live: list[Ticket] = []  # in the order of admission
         self._queue: list[Ticket] = []  # as they came
         self._growers: list[Ticket] = []  # live ones, in the order in which they asked
@@ -87,19 +79,20 @@ class Naive:
         """How often each that waits was passed."""
         return {ticket.id: ticket.passed for ticket in self._ordered()}
 
+    def knows(self, ticket_id: str) -> bool:
+        """Whether it lives or waits."""
+        return any(ticket.id == ticket_id for ticket in [*self._live, *self._queue])
+
     def limit(self) -> int:
         """The limit that the live tickets ask for."""
-        if all(ticket.kind != "active" for ticket in self._live):
-            return self.baseline
-        if self.configuration.wired_mode == "fit":
-            total = self.baseline + sum(ticket.size for ticket in self._live)
-            return max(self.baseline, min(total, self.ceiling))
-        wanted = [self.baseline]
-        for policy in _policies(self._live):
-            limit = policy.limit(self.baseline, _sizes(self._live, policy))
-            bounded = policy.cap_is_ceiling and policy.cap is None
-            wanted.append(min(limit, self.ceiling) if bounded else limit)
-        return max(wanted)
+        fit = self.configuration.wired_mode == "fit"
+        return limit_of(self._live, self.baseline, self.ceiling, fit=fit)
+
+    def blocked_by(self, ticket_id: str, now: float) -> str:
+        """What keeps one out that waits: "group", "ceiling", or "order"."""
+        ticket = _find([*self._growers, *self._queue], ticket_id)
+        barred = [] if ticket in self._growers else self._barred(now)
+        return "order" if ticket in barred else self._blocked_by(ticket) or "order"
 
     # -- what happens
 
@@ -119,6 +112,10 @@ class Naive:
             ticket_id, size, kind, policy, priority, pinned, requires, now, self._arrivals, size
         )
         self._arrivals += 1
+        if self._is_in_conflict(ticket):
+            return [("refused", ticket_id)]
+        if not self._live:
+            self._capture_baseline()
         if self._is_impossible(ticket):
             return [("refused", ticket_id)]
         self._queue.append(ticket)
@@ -173,9 +170,29 @@ class Naive:
         return self._serve(now)
 
     def learn_baseline(self, baseline: int, now: float) -> list[Decision]:
-        """The baseline is another; whether it may be is the caller's affair."""
-        self.baseline = baseline
+        """The first write tells the limit before it; whether to believe it is the caller's affair.
+        An override goes before."""
+        self._learned = baseline
+        self._capture_baseline()
         return self._serve(now)
+
+    def configure(
+        self, configuration: WiredMemoryConfiguration, ceiling: int | None, now: float
+    ) -> list[Decision]:
+        """Other rules from here on, but not while anything works or waits."""
+        if self._queue or any(ticket.kind == "active" for ticket in self._live):
+            return []
+        self.configuration = configuration
+        self.ceiling = math.inf if ceiling is None else ceiling
+        if self._live:
+            self._capture_baseline()
+        return self._serve(now)
+
+    def close(self) -> list[Decision]:
+        """Refuse all that wait, and end all that live."""
+        decided = [self._refuse(ticket) for ticket in [*self._ordered(), *self._growers]]
+        self._live.clear()
+        return decided
 
     # -- the rules
 
@@ -205,33 +222,42 @@ class Naive:
 
     def _admit(self, now: float) -> list[Decision]:
         """Let in the first whom the order lets in."""
-        kept = [self._competes_for(grower) for grower in self._growers]
-        barred: list[Ticket] = []
+        barred = self._barred(now)
         ordered = self._ordered()
         for place, ticket in enumerate(ordered):
-            if ticket.policy.id in kept or _CEILING in kept:
-                barred.append(ticket)
-            elif self._blocked_by(ticket) is None:
+            if ticket not in barred and self._blocked_by(ticket) is None:
                 for other in ordered[:place]:
                     other.passed += self._is_passed(other, ticket, barred)
                 self._queue.remove(ticket)
                 self._live.append(ticket)
                 return [("admitted", ticket.id)]
-            elif (
+        return []
+
+    def _barred(self, now: float) -> list[Ticket]:
+        """Those for whom nothing is free, because it is kept for others."""
+        kept = [self._competes_for(grower) for grower in self._growers]
+        barred: list[Ticket] = []
+        for ticket in self._ordered():
+            if ticket.policy.id in kept or _CEILING in kept:
+                barred.append(ticket)
+            elif self._blocked_by(ticket) is not None and (
                 ticket.passed >= self.configuration.overtake_count
                 or now - ticket.since >= self.configuration.overtake_seconds
             ):
                 kept.append(self._competes_for(ticket))
-        return []
+        return barred
 
     def _is_passed(self, other: Ticket, by: Ticket, barred: list[Ticket]) -> bool:
-        """Whether `by`, which is about to come in, counts as passing `other`."""
+        """Whether `by`, which is about to come in, counts as passing `other`.
+
+        Over the ceiling the first of a group and priority speaks for those behind it, and one
+        whose room is kept for another is not passed: it could not take it.
+        """
         if other.policy.id == by.policy.id:
             return True
         for first in self._ordered():
             if first.policy.id == other.policy.id and first.priority == other.priority:
-                counts = self._counts_barred or first not in barred
-                return counts and self._blocked_by(first) == _CEILING
+                return first not in barred and self._blocked_by(first) == _CEILING
         raise AssertionError("it waits itself")
 
     def _refuse(self, ticket: Ticket) -> Decision:
@@ -249,7 +275,17 @@ class Naive:
     def _competes_for(self, ticket: Ticket) -> object:
         return _CEILING if self._blocked_by(ticket) == _CEILING else ticket.policy.id
 
+    def _capture_baseline(self) -> None:
+        override = self.configuration.baseline_override
+        self.baseline = self._learned if override is None else override
+
     # -- what fits
+
+    def _is_in_conflict(self, ticket: Ticket) -> bool:
+        """Whether its policy's id belongs to another."""
+        policies = [other.policy for other in [*self._live, *self._queue]]
+        same_id = [policy for policy in policies if policy.id == ticket.policy.id]
+        return any(policy.parameters != ticket.policy.parameters for policy in same_id)
 
     def _blocked_by(self, ticket: Ticket) -> str | None:
         """What keeps it from the size that it wants."""
@@ -268,6 +304,21 @@ class Naive:
         held = self.baseline + sum(other.size for other in others)
         bases = sum(policy.base_bytes for policy in _policies([*others, ticket]))
         return None if held + bases + ticket.wants <= self.ceiling else _CEILING
+
+
+def limit_of(tickets: list[Ticket], baseline: int, ceiling: float, *, fit: bool) -> int:
+    """The limit that live tickets ask for; `fit`: exactly their bytes."""
+    if all(ticket.kind != "active" for ticket in tickets):
+        return baseline
+    if fit:
+        total = baseline + sum(ticket.size for ticket in tickets)
+        return max(baseline, int(min(total, ceiling)))
+    wanted = [baseline]
+    for policy in _policies(tickets):
+        limit = policy.limit(baseline, _sizes(tickets, policy))
+        bounded = policy.cap_is_ceiling and policy.cap is None
+        wanted.append(int(min(limit, ceiling)) if bounded else limit)
+    return max(wanted)
 
 
 def _sizes(tickets: list[Ticket], policy: WiredMemoryPolicy) -> list[int]:

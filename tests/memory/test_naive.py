@@ -27,11 +27,8 @@ SMALL = WiredSumPolicy(cap=60)
 class Story:
     """A model under a clock that stands still unless it is moved."""
 
-    def __init__(
-        self, ceiling: int | None = 100, *, counts_barred: bool = True, **configuration: Any
-    ):
-        configured = WiredMemoryConfiguration(**configuration)
-        self.naive = Naive(configured, ceiling, counts_barred=counts_barred)
+    def __init__(self, ceiling: int | None = 100, **configuration: Any):
+        self.naive = Naive(WiredMemoryConfiguration(**configuration), ceiling)
         self.now = 0.0
 
     def start(
@@ -245,16 +242,15 @@ def test_the_first_of_a_group_and_priority_speaks_for_those_behind_it():
     assert story.naive.passed == {"urgent": 1, "first": 0, "same": 0}
 
 
-@pytest.mark.parametrize(("counts_barred", "passed"), [(True, 2), (False, 0)])
-def test_one_that_is_barred_may_be_passed_without_bound(counts_barred, passed):
-    story = Story(counts_barred=counts_barred, overtake_count=1, overtake_seconds=0.0)
+def test_one_that_is_barred_is_not_passed_over_the_ceiling():
+    story = Story(overtake_count=1, overtake_seconds=0.0)
     story.start("a", 30, SMALL)
     story.start("o", 50, OTHER)
     story.start("urgent", 50, SMALL, priority=1)  # keeps its group
     story.start("b", 25, SMALL)  # the ceiling blocks it too
     assert story.start("c", 5, OTHER) == [("admitted", "c")]
     assert story.start("d", 5, OTHER) == [("admitted", "d")]
-    assert story.naive.passed == {"urgent": 0, "b": passed}
+    assert story.naive.passed == {"urgent": 0, "b": 0}
 
 
 # -- growing
@@ -397,6 +393,61 @@ def test_a_baseline_that_is_learned_refuses_waiters_and_growers():
     ]
 
 
+# -- the rest
+
+
+def test_an_override_is_the_baseline_whatever_is_learned():
+    story = Story(baseline_override=12)
+    assert story.naive.baseline == 0, "nobody has come yet"
+    story.start("a", 10)
+    story.learn(30)
+    assert story.naive.baseline == 12
+    story.end("a")
+    story.naive.configure(WiredMemoryConfiguration(), 100, story.now)
+    assert story.naive.baseline == 12, "it is captured when the next one comes"
+    story.reserve("b", 10)
+    assert story.naive.baseline == 30
+
+
+def test_other_rules_are_taken_while_nothing_works_or_waits():
+    story = Story()
+    story.reserve("r", 40)
+    story.reserve("s", 50)
+    story.resize("r", 60)
+    story.naive.configure(WiredMemoryConfiguration(), 90, story.now)
+    assert story.naive.ceiling == 90
+    raised = story.naive.configure(WiredMemoryConfiguration(), 110, story.now)
+    assert raised == [("grown", "r")]
+    story.start("a", 0)
+    assert story.naive.configure(WiredMemoryConfiguration(), 200, story.now) == []
+    assert story.naive.ceiling == 110
+
+
+def test_one_id_is_one_policy():
+    story = Story()
+    story.start("a", 10, WiredBudgetPolicy(base_bytes=1, id="b"))
+    assert story.start("b", 10, WiredBudgetPolicy(base_bytes=2, id="b")) == [("refused", "b")]
+
+
+def test_what_keeps_one_out():
+    story = Story(overtake_count=0)
+    story.start("a", 45, SMALL)
+    story.start("b", 20, SMALL)
+    story.start("c", 10, SMALL)
+    story.start("d", 60, OTHER)
+    assert [story.naive.blocked_by(t, story.now) for t in "bcd"] == ["group", "order", "ceiling"]
+
+
+def test_the_end_of_all():
+    story = Story()
+    story.start("a", 60)
+    story.start("b", 10)
+    story.resize("b", 70)
+    story.start("c", 50)
+    assert story.naive.close() == [("refused", "c"), ("resize_refused", "b")]
+    assert not story.naive.knows("a")
+
+
 # -- random histories
 
 POLICIES: list[WiredMemoryPolicy] = [
@@ -413,8 +464,6 @@ SIZES = st.sampled_from([0, 5, 10, 15, 20, 30, 40, 50, 60, 90, 110])
 class NaiveMachine(RuleBasedStateMachine):
     """What must hold of any ledger, told of this one from its outside: its lists and answers."""
 
-    counts_barred = False  # so that the bound on passing is exact
-
     @initialize(
         ceiling=st.sampled_from([100, 100, None]),
         overtake_count=st.sampled_from([0, 1, 3]),
@@ -429,7 +478,7 @@ class NaiveMachine(RuleBasedStateMachine):
             aging_seconds=10.0,
         )
         self.ceiling = ceiling
-        self.naive = Naive(self.configuration, ceiling, counts_barred=self.counts_barred)
+        self.naive = Naive(self.configuration, ceiling)
         self.now = 0.0
         self.asked: dict[str, tuple[WiredMemoryPolicy, str, bool, tuple[str, ...]]] = {}
         self.wants: dict[str, int] = {}
