@@ -12,6 +12,7 @@ from wiredactors.memory import messages as m
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.events import EventKind, WiredMemoryEvent
 from wiredactors.memory.ledger import Ledger
+from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.policies import WiredMemoryPolicy, WiredSumPolicy
 from wiredactors.memory.tickets import WiredMemoryTicket
 
@@ -53,6 +54,7 @@ class Driver:
         self.tried: list[int] = []
         self.written: list[int] = []
         self.under_way: list[int] = []
+        self.asked: list[str] = []  # to give their reservations up
         self._together = False
 
     # -- commands
@@ -92,6 +94,12 @@ class Driver:
 
     def cancel_resize(self, resize: Reply) -> None:
         self.send(m.CancelResize(resize.ticket_id, resize))
+
+    def touch(self, ticket_id: str) -> None:
+        self.send(m.Use(ticket_id))
+
+    def observe(self, available: int, footprint: int = 0, total: int = 1000) -> None:
+        self.send(m.Observe(MemoryReading(total, available, footprint)))
 
     def configure(self, ceiling: int | None = None, **changes: Any) -> Reply:
         reply = Reply("configuration")
@@ -149,6 +157,8 @@ class Driver:
                     for reply in replies:
                         assert not reply.answered, f"{reply} is answered twice"
                         reply.answer = limit
+                case m.Reclaim(ticket_id):
+                    self.asked.append(ticket_id)
                 case m.Refuse(reply, error):
                     assert not reply.answered, f"{reply} is answered twice"
                     reply.error = error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from wiredactors.memory.answers import Answers
-from wiredactors.memory.book import Holding
 from wiredactors.memory.group import Group
+from wiredactors.memory.holding import Holding
 from wiredactors.memory.policies import WiredMaxPolicy
 
 

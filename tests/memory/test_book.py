@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from wiredactors.memory.book import Book, Holding
+from wiredactors.memory.book import Book
+from wiredactors.memory.holding import Holding
 from wiredactors.memory.policies import WiredBudgetPolicy, WiredMaxPolicy, WiredSumPolicy
 
 

@@ -34,7 +34,7 @@ def test_what_others_take_within_the_reserve_is_no_news():
 
 
 def test_beyond_the_reserve_it_says_by_how_much_and_when_it_has_passed():
-    assert watch(reading(outside=201), reading(outside=350), reading(outside=200)) == [1, 150, 0]
+    assert watch(reading(outside=208), reading(outside=350), reading(outside=200)) == [8, 150, 0]
 
 
 def test_what_our_tickets_have_in_memory_is_not_outside():
@@ -64,8 +64,12 @@ def test_small_steps_add_up():
     assert news == [100, 108, 116, 124, 132]
 
 
-def test_its_beginning_and_its_end_are_news_however_small():
-    assert watch(reading(outside=201), reading(outside=203), reading(outside=200)) == [1, None, 0]
+def test_a_machine_that_hovers_at_the_reserve_makes_no_noise():
+    assert watch(*[reading(outside=n) for n in (201, 200, 205, 199, 207)]) == [None] * 5
+
+
+def test_its_end_is_news_however_small_the_rest_was():
+    assert watch(*[reading(outside=n) for n in (208, 201, 200)]) == [8, None, 0]
 
 
 def test_with_a_small_ceiling_a_byte_is_the_least_step():

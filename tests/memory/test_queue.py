@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wiredactors.memory.book import Holding
 from wiredactors.memory.group import Group
+from wiredactors.memory.holding import Holding
 from wiredactors.memory.lane import Waiter
 from wiredactors.memory.policies import WiredMaxPolicy
 from wiredactors.memory.queue import WaitQueue

@@ -23,7 +23,9 @@ SEQUENCES = json.loads((Path(__file__).parent / "data" / "ledger.json").read_tex
 OWN_KINDS = {
     "admission_refused",
     "foreign_limit_write",
+    "outside_pressure",
     "policy_failed",
+    "pressure",
     "configuration_updated",
     "snapshot",
 }

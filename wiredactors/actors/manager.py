@@ -25,6 +25,7 @@ from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.errors import ManagerClosed
 from wiredactors.memory.events import EventKind, Explanation, Snapshot, WiredMemoryEvent
 from wiredactors.memory.ledger import Ledger
+from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.tickets import WiredMemoryTicket
 from wiredactors.memory.units import checked_size
 
@@ -64,6 +65,7 @@ class WiredMemoryManager:
         )
         self._broadcast = Broadcast(self._ledger.listen)
         self._open_requests: set[Request] = set()
+        self._asked: dict[str, trio.Event] = {}  # for owners that wait to be asked to yield
         self._updating = trio.Lock()
         self._mailbox: Mailbox[m.Command] = Mailbox()
         self._served = False  # to the end: nobody reads the mailbox any more
@@ -163,6 +165,20 @@ class WiredMemoryManager:
             m.Resize(ticket.id, size, request), lambda: m.CancelResize(ticket.id, request)
         )
 
+    def touch_ticket(self, ticket: WiredMemoryTicket) -> None:
+        """See `WiredMemoryTicket.touch`."""
+        if not self._inert:
+            self._post(m.Use(ticket.id))
+
+    async def wait_for_reclaim(self, ticket: WiredMemoryTicket) -> bool:
+        """See `WiredMemoryTicket.wait_for_reclaim`."""
+        while True:
+            asked = self._ledger.is_asked(ticket.id)
+            if asked is not False:
+                await trio.lowlevel.checkpoint()
+                return bool(asked)
+            await self._asked.setdefault(ticket.id, trio.Event()).wait()
+
     @trio.lowlevel.enable_ki_protection
     async def _ask(self, command: m.Asking, undo: Callable[[], m.Command] | None = None) -> int:
         """Send a command and wait for the answer.
@@ -201,6 +217,16 @@ class WiredMemoryManager:
         """Other code in this process tried to set the wired limit. Call it on the trio thread."""
         self._post(m.ForeignWrite(limit))
 
+    def report_memory(self, reading: MemoryReading | None) -> None:
+        """The machine's memory as it is now; None where that is not known any more."""
+        if not self._inert:
+            self._post(m.Observe(reading))
+
+    def report_blindness(self, error: Exception) -> None:
+        """The machine's memory cannot be read."""
+        if not self._inert:
+            self._post(m.Observe(None, f"{type(error).__name__}: {error}"))
+
     # -- the task
 
     @trio.lowlevel.enable_ki_protection
@@ -222,6 +248,8 @@ class WiredMemoryManager:
             for request in self._open_requests:
                 request.refuse(ManagerClosed("the manager has closed"))
                 _say_taken_back(request)
+            for event in self._asked.values():
+                event.set()
             self._broadcast.close()
 
     def _close(self) -> None:
@@ -244,6 +272,8 @@ class WiredMemoryManager:
             _say_taken_back(command.reply)
         elif isinstance(command, m.Configure) and not self.configuration.debug_events:
             self._broadcast.end_streams()
+        elif self._asked and isinstance(command, m.End):
+            self._wake_owner(command.ticket_id)
 
     def _settle(self, now: float) -> None:
         self._carry_out(self._ledger.settle(now), now)
@@ -260,10 +290,18 @@ class WiredMemoryManager:
                     self._broadcast.send(effect)
                 case m.WriteLimit(limit):
                     self._write_limit(limit, now)
+                case m.Reclaim(ticket_id):
+                    self._wake_owner(ticket_id)
                 case m.Refuse(request, error):
                     request.refuse(error)
                 case _:
                     assert_never(effect)
+
+    def _wake_owner(self, ticket_id: str) -> None:
+        """A reservation is to be given up, or has ended."""
+        event = self._asked.pop(ticket_id, None)
+        if event is not None:
+            event.set()
 
     def _tell_size(self, request: Request) -> None:
         """A resize has taken effect, or its sender has given up: the ticket has what is held."""

@@ -10,6 +10,7 @@ import trio
 from wiredactors.actors.manager import WiredMemoryManager
 from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.protocol import LimitBackend
+from wiredactors.actors.watch import watch_memory
 from wiredactors.engine.backend import DeviceLimitBackend, device_memory
 from wiredactors.engine.guard import LimitGuard
 from wiredactors.engine.machine import host_memory_bytes, read_host_memory
@@ -99,12 +100,34 @@ async def open_manager_with(
         try:
             async with open_bare_nursery() as nursery:
                 nursery.start_soon(manager.run)
+                watching = trio.CancelScope()
                 try:
+                    read = memory_reader(chosen)
+                    if read is not None:
+                        await nursery.start(_watch, manager, read, watching)
                     yield manager
                 finally:
+                    watching.cancel()
                     manager._close()
         finally:
             open_manager_slot.manager = None
+
+
+async def _watch(
+    manager: WiredMemoryManager,
+    read: Callable[[], MemoryReading | None],
+    scope: trio.CancelScope,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    """Tell the manager of the memory that others take, the first time before any ticket comes."""
+    with scope:
+        await watch_memory(
+            read,
+            manager.report_memory,
+            manager.report_blindness,
+            lambda: manager.configuration.watch_seconds,
+            task_status,
+        )
 
 
 def _make_manager(

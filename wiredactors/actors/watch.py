@@ -21,8 +21,9 @@ async def watch_memory(
     report: Callable[[MemoryReading | None], object],
     fail: Callable[[Exception], object],
     every: Callable[[], float | None],
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Read at once, and then every `every()` seconds, until cancelled.
+    """Read at once, and then every `every()` seconds, until cancelled. Started: it has been read.
 
     Args:
         read: called on the trio thread, so it must not block; None where nothing is known.
@@ -34,6 +35,7 @@ async def watch_memory(
     """
     known = False  # something has been reported that still counts
     failures = 0
+    started = False
     while True:
         seconds = every()
         reading = None
@@ -49,4 +51,7 @@ async def watch_memory(
         if not failures and (reading is not None or known):
             report(reading)
             known = reading is not None
+        if not started:
+            task_status.started()
+            started = True
         await trio.sleep(seconds or _IDLE_SECONDS)

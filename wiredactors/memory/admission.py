@@ -5,7 +5,8 @@
 - A waiting ticket that does not fit yet may be passed, until it was passed `overtake_count` times
   or waited `overtake_seconds`; from then on nobody takes what it competes for: its own group, or
   the ceiling where that is what blocks it.
-- If every active ticket waits to grow, none would ever end: the last to ask is refused.
+- If every active ticket waits to grow, none would ever end: the last to ask is refused, unless
+  reclaimable reservations can make room for one of them.
 - One that has become impossible (beside a new pinned ticket, over a baseline that was learned
   late) is refused and does not wait for nothing.
 
@@ -19,12 +20,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from wiredactors.memory.book import Book, Holding
+from wiredactors.memory.book import Book
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.errors import PolicyError, WiredMemoryError
 from wiredactors.memory.group import Group
+from wiredactors.memory.holding import Holding
 from wiredactors.memory.lane import Key, Lane, Waiter
 from wiredactors.memory.queue import WaitQueue
+from wiredactors.memory.yielding import Plans
 
 #: A waiter, and why it is refused; None lets it in.
 Decision = tuple[Waiter, WiredMemoryError | None]
@@ -56,6 +59,16 @@ class Admission:
     def idle(self) -> bool:
         """Nobody waits."""
         return not (self.queue.by_id or self.growers.by_id)
+
+    @property
+    def overtake_count(self) -> int:
+        """How often one that waits may be passed."""
+        return self._configuration.overtake_count
+
+    @property
+    def overtake_seconds(self) -> float:
+        """How long one may wait before its room is kept."""
+        return self._configuration.overtake_seconds
 
     def remove(self, waiter: Waiter) -> None:
         (self.growers if waiter.grows else self.queue).remove(waiter)
@@ -93,15 +106,19 @@ class Admission:
                 return decision
         return self._next_to_start(now)
 
-    def blocked_by(self, waiter: Waiter, now: float) -> str:
-        """What keeps it out: "group", "ceiling", or "order" where room is kept for another."""
-        if not waiter.grows and waiter.key > self._barriers(now).of(waiter.holding.group):
-            return "order"
-        growing = waiter.holding if waiter.grows else None
-        try:
-            return self._book.blocked_by(waiter.holding.group, waiter.wants, growing) or "order"
-        except PolicyError:
-            return "group"
+    def kept_for(self, waiter: Waiter, now: float) -> Waiter | None:
+        """Who keeps it out though it may fit, by having its own room kept free."""
+        barriers = self._barriers(now)
+        group = waiter.holding.group
+        barred = not waiter.grows and waiter.key > barriers.of(group)
+        return barriers.kept_for(group) if barred else None
+
+    def first_of_each_lane(self, now: float) -> list[Waiter]:
+        """Those who are the first in their lanes, in the order in which they may come in."""
+        barriers = self._barriers(now)
+        heads = sorted((lane.head for lane in self.queue.lanes), key=lambda head: head.key)
+        growing = [lane.head for lane in self.growers.lanes]
+        return growing + [h for h in heads if h.key <= barriers.of(h.holding.group)]
 
     # -- those that wait to grow
 
@@ -114,6 +131,8 @@ class Admission:
             return None
         growing = [grower for grower in self.growers if grower.holding.active]
         if not growing or len(growing) < self._book.active:
+            return None
+        if any(Plans(self._book).for_waiter(grower) for grower in growing):
             return None
         last = growing[-1]
         try:
@@ -176,19 +195,19 @@ class Admission:
         barriers = _Barriers()
         for lane in self.growers.lanes:
             for kept in self._competes_for_growing(lane):
-                barriers.keep(kept, _ALWAYS)
+                barriers.keep(kept, _ALWAYS, lane.head)
         heads = [lane.head for lane in self.queue.lanes if self._passed_enough(lane, now)]
         for head in sorted(heads, key=lambda head: head.key):
             if head.key < barriers.of(head.holding.group):
                 what = self._competes_for(head)
                 if what is not None:
-                    barriers.keep(what, head.key)
+                    barriers.keep(what, head.key, head)
         return barriers
 
     def _passed_enough(self, lane: Lane, now: float) -> bool:
         return (
-            lane.head_passed >= self._configuration.overtake_count
-            or now - lane.head.since >= self._configuration.overtake_seconds
+            lane.head_passed >= self.overtake_count
+            or now - lane.head.since >= self.overtake_seconds
         )
 
     def _competes_for_growing(self, lane: Lane) -> Iterator[_Competed]:
@@ -222,21 +241,34 @@ class Admission:
 
 
 class _Barriers:
-    """From where on in the order room is kept, in one group or for all."""
+    """From where on in the order room is kept, in one group or for all, and for whom."""
 
     def __init__(self) -> None:
-        self._for_all = _NEVER
-        self._in_group: dict[Group, Key] = {}
+        self._for_all: tuple[Key, Waiter | None] = (_NEVER, None)
+        self._in_group: dict[Group, tuple[Key, Waiter | None]] = {}
 
-    def keep(self, what: _Competed, key: Key) -> None:
-        if isinstance(what, Group):
-            self._in_group[what] = min(key, self._in_group.get(what, _NEVER))
-        else:
-            self._for_all = min(key, self._for_all)
+    def keep(self, what: _Competed, key: Key, waiter: Waiter) -> None:
+        """Later ones than `key` find it kept for `waiter`; one that was kept before stays."""
+        if not isinstance(what, Group):
+            if key < self._for_all[0]:
+                self._for_all = (key, waiter)
+        elif key < self.of(what):
+            self._in_group[what] = (key, waiter)
 
     def of(self, group: Group) -> Key:
-        return min(self._for_all, self._in_group.get(group, _NEVER))
+        return self._of(group)[0]
+
+    def kept_for(self, group: Group) -> Waiter | None:
+        return self._of(group)[1]
+
+    def _of(self, group: Group) -> tuple[Key, Waiter | None]:
+        in_group = self._in_group.get(group)
+        return self._for_all if in_group is None else min(self._for_all, in_group, key=_first)
 
 
 def _key_of(decision: Decision) -> Key:
     return decision[0].key
+
+
+def _first(barrier: tuple[Key, Waiter | None]) -> Key:
+    return barrier[0]

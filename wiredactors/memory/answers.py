@@ -6,7 +6,7 @@ write, for the outcome of the write.
 
 from __future__ import annotations
 
-from wiredactors.memory.book import Holding
+from wiredactors.memory.holding import Holding
 from wiredactors.memory.messages import Reply
 
 #: Replies in the order in which they were owed, and the ticket that each starts.

@@ -1,50 +1,23 @@
 """The book: who holds which bytes, in which group, and what else would fit.
 
 Pure arithmetic over the live tickets. What the ceiling bounds is baseline + all tickets + each
-live policy's base once; what a policy's cap bounds is its own business (`can_admit`).
+live policy's base once; it is lowered meanwhile by the `excess` of outside pressure. What a
+policy's cap bounds is its own business (`can_admit`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
-
-import attrs
 
 from wiredactors.memory.errors import PolicyConflict, PolicyError, TicketTooLarge
 from wiredactors.memory.group import Group, shown
+from wiredactors.memory.holding import Holding
 from wiredactors.memory.policies import WiredMemoryPolicy, policy_label
+from wiredactors.memory.reservations import Reservations
 from wiredactors.memory.sizes import Sizes
 
 #: Larger than any machine: the upper end of the search for what a user's policy admits.
 _BOUNDLESS = 1 << 62
-
-
-@attrs.define(eq=False)
-class Holding:
-    """One ticket in the ledger, waiting or running.
-
-    Attributes:
-        since: when it was admitted, or began to wait.
-        reply: of the start that it was made by.
-        starts: replies of its starts that have not been answered yet.
-    """
-
-    ticket_id: str
-    size: int
-    kind: str
-    group: Group
-    priority: int
-    pinned: bool
-    reclaimable: bool
-    requires: tuple[str, ...]
-    since: float
-    reply: Any = None
-    starts: list[Any] = attrs.field(factory=list)
-
-    @property
-    def active(self) -> bool:
-        return self.kind == "active"
 
 
 class Book:
@@ -57,6 +30,8 @@ class Book:
         self.groups: dict[Hashable, Group] = {}
         self._pinned: dict[str, Holding] = {}
         self._spare: Group | None = None  # the last that was dropped, likely to come again
+        self.reservations = Reservations()
+        self.excess = 0  # what admission is tightened by meanwhile
         self.total = 0
         self.active = 0
         self._base_total = 0  # of the policies of groups that hold something
@@ -105,6 +80,8 @@ class Book:
         self.holdings[holding.ticket_id] = holding
         self.total += size
         self.active += holding.active
+        if not holding.active:
+            self.reservations.add(holding)
         if holding.pinned:
             self._pinned[holding.ticket_id] = holding
 
@@ -117,6 +94,8 @@ class Book:
         if not group.sizes:
             self._base_total -= group.base_bytes
             self._keep_or_drop(group)
+        if not holding.active:
+            self.reservations.remove(holding)
         if holding.pinned:
             del self._pinned[holding.ticket_id]
 
@@ -125,6 +104,8 @@ class Book:
         sizes.remove(holding.size)
         sizes.add(size)
         self.total += size - holding.size
+        if not holding.active:
+            self.reservations.resized(holding, size - holding.size)
         holding.size = size
 
     def _keep_or_drop(self, group: Group) -> None:
@@ -166,7 +147,8 @@ class Book:
         if self.ceiling is None:
             return True
         base = 0 if held else group.base_bytes
-        return size <= self.ceiling - self.baseline - self.total - self._base_total - base
+        room = self.ceiling - self.excess - self.baseline - self.total - self._base_total
+        return size <= room - base
 
     def available(self, group: Group, growing: Holding | None = None) -> int:
         """The largest size that would not be blocked now. Raises PolicyError."""
@@ -183,7 +165,7 @@ class Book:
         """What the ceiling leaves to `group`, less than 0 where it is overdrawn."""
         if self.ceiling is None:
             return _BOUNDLESS
-        room = self.ceiling - self.baseline - self.total - self._base_total
+        room = self.ceiling - self.excess - self.baseline - self.total - self._base_total
         return room if group.sizes else room - group.base_bytes
 
     def check_limit_with(self, group: Group, size: int, growing: Holding | None = None) -> None:

@@ -32,6 +32,10 @@ class EventKind(enum.StrEnum):
     RESIZE_REFUSED = enum.auto()
     TICKET_RESIZED = enum.auto()
     FOREIGN_LIMIT_WRITE = enum.auto()
+    TICKET_USED = enum.auto()
+    PRESSURE = enum.auto()
+    RECLAIM_REQUESTED = enum.auto()
+    OUTSIDE_PRESSURE = enum.auto()
     POLICY_FAILED = enum.auto()
     CONFIGURATION_UPDATED = enum.auto()
 
@@ -98,7 +102,15 @@ class WiredMemoryEvent:
 
 @attrs.frozen(kw_only=True)
 class TicketSnapshot:
-    """One ticket in a snapshot: running, or waiting (then `since` is when it asked)."""
+    """One ticket in a snapshot: running, or waiting. Sizes are bytes, times seconds.
+
+    Attributes:
+        since: when it was admitted, or began to wait.
+        requires: ids of the tickets that it stands on.
+        wants_size: what a running one waits to grow to.
+        used_at: when a reclaimable one was last used.
+        asked: a reclaimable one has been asked to yield, and has not yet.
+    """
 
     ticket_id: str
     size: int
@@ -107,7 +119,11 @@ class TicketSnapshot:
     policy: str
     pinned: bool
     since: float
+    reclaimable: bool = False
+    requires: tuple[str, ...] = ()
     wants_size: int | None = None
+    used_at: float | None = None
+    asked: bool = False
 
 
 @attrs.frozen(kw_only=True)
@@ -122,6 +138,7 @@ class Snapshot:
         ceiling: what all tickets together may hold; None for no bound.
         tickets: those that hold bytes, in the order of their admission.
         waiters: those that wait, in the order of the queue.
+        excess_bytes: what outside pressure takes off the ceiling meanwhile, for admission.
     """
 
     sequence: int
@@ -131,6 +148,7 @@ class Snapshot:
     ceiling: int | None
     tickets: tuple[TicketSnapshot, ...]
     waiters: tuple[TicketSnapshot, ...]
+    excess_bytes: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -147,7 +165,13 @@ class Explanation:
         behind: the tickets before it in the queue.
         available: bytes that its policy and the ceiling would admit now.
         missing: bytes that must go away before it fits.
-        passed: how often a later one went first.
+        kept_for: the ticket that room is kept for, where that is what blocks it.
+        passed: how often a later one that competes with it went first.
+        overtake_count: how often it may be, before room is kept for it.
+        overtake_at: and when it will have waited so long that room is kept for it anyway.
+        asked: reclaimable reservations whose owners have been asked to yield.
+        needs_idle_bytes: bytes of reservations (idle models) that must be given up before it
+            fits; 0 where it only waits for work to end and for caches to yield.
         reason: the same in a sentence.
     """
 
@@ -161,4 +185,9 @@ class Explanation:
     behind: tuple[str, ...] = ()
     available: int | None = None
     missing: int = 0
+    kept_for: str | None = None
     passed: int = 0
+    overtake_count: int | None = None
+    overtake_at: float | None = None
+    asked: tuple[str, ...] = ()
+    needs_idle_bytes: int = 0

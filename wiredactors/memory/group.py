@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from collections.abc import Hashable, Sequence
@@ -38,6 +39,12 @@ class Group:
     def label(self) -> str:
         """The policy as events name it."""
         return policy_label(self.policy)
+
+    def emptied(self) -> Group:
+        """Another of the same policy that holds nothing; the policy is not read again."""
+        other = copy.copy(self)
+        other.sizes, other.waiting = Sizes(), 0
+        return other
 
     def admits(self, baseline: int, held: Sequence[int], size: int) -> bool:
         """What the policy says to a ticket of `size` beside `held`. Raises PolicyError."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from wiredactors.memory import messages as m
-from wiredactors.memory.book import Book, Holding
+from wiredactors.memory.book import Book
 from wiredactors.memory.events import EventKind, WiredMemoryEvent
+from wiredactors.memory.holding import Holding
 from wiredactors.memory.queue import WaitQueue
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 class Journal:
@@ -65,6 +69,7 @@ class Journal:
         *,
         size: int | None = None,
         error: str | None = None,
+        details: Mapping[str, Any] = _NOTHING,
     ) -> None:
         """An event about a ticket, of `size` bytes where that is not what it holds."""
         self.sequence += 1
@@ -83,10 +88,18 @@ class Journal:
             active_count=len(self._book.holdings),
             waiter_count=len(self._queue.by_id),
             error=error,
-            details=_PINNED if holding.pinned else _NOTHING,
+            details=details or _traits_of(holding),
         )
         self._effects.append(event)
 
 
-_NOTHING: dict[str, Any] = {}
-_PINNED = {"pinned": True}
+def _traits_of(holding: Holding) -> Mapping[str, Any]:
+    """What a ticket is besides its kind; most are nothing."""
+    if not (holding.pinned or holding.reclaimable or holding.requires):
+        return _NOTHING
+    traits = {
+        "pinned": holding.pinned,
+        "reclaimable": holding.reclaimable,
+        "requires": holding.requires,
+    }
+    return {name: value for name, value in traits.items() if value}

@@ -15,8 +15,8 @@ from typing import Any
 
 import attrs
 
-from wiredactors.memory.book import Holding
 from wiredactors.memory.group import Group
+from wiredactors.memory.holding import Holding
 
 _NOTHING: float = math.inf  # the size of an empty slot
 _FEWEST_SLOTS = 8
@@ -31,6 +31,7 @@ class Waiter:
 
     Attributes:
         lane, slot: where it stands.
+        said_to_need: the bytes of reservations that must go for it, as an event last said.
     """
 
     holding: Holding
@@ -41,6 +42,7 @@ class Waiter:
     key: Key = (0.0, 0)
     lane: Lane | None = None
     slot: int = -1
+    said_to_need: int = 0
 
     @property
     def ticket_id(self) -> str:
@@ -142,16 +144,17 @@ class Lane:
         self._head = head
 
     def _close_gaps(self) -> None:
-        waiters: list[Waiter] = []
+        self._lay_out(list(self), self._passes_in_use())
+
+    def _passes_in_use(self) -> list[int]:
+        """What was noted at each waiter, and at those since who have left."""
         passes: list[int] = []
         for slot in range(self._head, self._end):
-            waiter = self._slots[slot]
-            if isinstance(waiter, Waiter):
-                waiters.append(waiter)
+            if isinstance(self._slots[slot], Waiter):
                 passes.append(self._passes[slot])
             else:
                 passes[-1] += self._passes[slot]  # the head's slot is in use
-        self._lay_out(waiters, passes)
+        return passes
 
     # -- passing
 
@@ -161,6 +164,11 @@ class Lane:
         if slot >= self._head:
             self._passes[slot] += 1
             self._noted += 1
+
+    def copy_passes(self, other: Lane) -> None:
+        """Its waiters, to whom nothing has happened yet, were passed as often as those of `other`."""
+        self._passes = other._passes_in_use()
+        self._noted = sum(self._passes)
 
     @property
     def head_passed(self) -> int:

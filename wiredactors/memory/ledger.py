@@ -18,9 +18,11 @@ from __future__ import annotations
 
 from typing import assert_never
 
+import attrs
+
 from wiredactors.memory import messages as m
 from wiredactors.memory.admission import Admission
-from wiredactors.memory.book import Book, Holding
+from wiredactors.memory.book import Book
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.errors import (
     ManagerBusy,
@@ -33,8 +35,11 @@ from wiredactors.memory.errors import (
 from wiredactors.memory.events import EventKind, Explanation, Snapshot
 from wiredactors.memory.explaining import explain, snapshot
 from wiredactors.memory.group import Group
+from wiredactors.memory.holding import Holding
 from wiredactors.memory.journal import Journal
 from wiredactors.memory.lane import Waiter
+from wiredactors.memory.outside import OutsidePressure
+from wiredactors.memory.pressure import Pressure
 from wiredactors.memory.settlement import Settlement
 from wiredactors.memory.tickets import WiredMemoryTicket
 
@@ -58,6 +63,8 @@ class Ledger:
         self._journal = Journal(self._book, self._queue)
         self._settlement = Settlement(configuration, self._book, self._journal, writes=writes)
         self._answers = self._settlement.answers
+        self._pressure = Pressure(self._book, self._admission, self._journal)
+        self._outside = OutsidePressure()
         self._closed = False
         self.deadline: float | None = None
 
@@ -77,6 +84,10 @@ class Ledger:
                 self._resize(command)
             case m.CancelResize():
                 self._cancel_resize(command)
+            case m.Use():
+                self._use(command)
+            case m.Observe():
+                self._observe(command)
             case m.LimitWritten():
                 self._limit_written(command)
             case m.LimitRefused():
@@ -96,6 +107,7 @@ class Ledger:
     def settle(self, now: float) -> list[m.Effect]:
         """Decide the limit, and answer those who only waited for that."""
         self._journal.now = now
+        self._pressure.look()
         self.deadline = self._settlement.settle()
         return self._journal.take()
 
@@ -178,7 +190,7 @@ class Ledger:
     def _let_in(self, holding: Holding) -> None:
         self._journal.emit_ticket(EventKind.ADMISSION_GRANTED, holding)
         self._book.add(holding)
-        holding.since = self._journal.now
+        holding.since = holding.used_at = self._journal.now
         self._settlement.changed = True
         if holding.active:
             self._settlement.restoring = False
@@ -285,6 +297,7 @@ class Ledger:
 
     def _change_size(self, holding: Holding, size: int, reply: m.Reply) -> None:
         self._book.resize(holding, size)
+        holding.asked = False  # it has given what it would, and may be asked again
         self._settlement.changed = True
         self._journal.emit_ticket(EventKind.TICKET_RESIZED, holding)
         self._answers.owe(reply)
@@ -334,6 +347,30 @@ class Ledger:
         )
         self._settlement.captured = bool(self._book.holdings)
         self._journal.refuse(reply, error)
+
+    # -- what presses
+
+    def _use(self, command: m.Use) -> None:
+        holding = self._book.holdings.get(command.ticket_id)
+        if holding is not None and holding.reclaimable:
+            holding.used_at = self._journal.now
+            self._book.reservations.used(holding)
+            self._journal.emit_ticket(EventKind.TICKET_USED, holding)
+
+    def _observe(self, command: m.Observe) -> None:
+        ceiling, held = self._book.ceiling, self._book.total
+        changed = self._outside.observe(command.reading, ceiling=ceiling, held_bytes=held)
+        if not changed and command.error is None:
+            return
+        self._book.excess = self._outside.excess_bytes
+        details = {} if command.reading is None else attrs.asdict(command.reading)
+        self._journal.emit(
+            EventKind.OUTSIDE_PRESSURE,
+            size=self._book.excess,
+            error=command.error,
+            details=details,
+        )
+        self._admit()
 
     # -- the rest
 
@@ -392,6 +429,11 @@ class Ledger:
     def granted_bytes(self) -> int:
         """Bytes of all tickets that hold any."""
         return self._book.total
+
+    def is_asked(self, ticket_id: str) -> bool | None:
+        """Whether a reservation has been asked to yield; None for one that is not held."""
+        holding = self._book.holdings.get(ticket_id)
+        return None if holding is None else holding.asked
 
     def size_of(self, ticket_id: str) -> int | None:
         """The bytes that a ticket holds or waits for; None for one that does neither."""

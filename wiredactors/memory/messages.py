@@ -13,6 +13,7 @@ import attrs
 
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.events import EventKind, WiredMemoryEvent
+from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.tickets import WiredMemoryTicket
 
 Reply = Any
@@ -60,6 +61,21 @@ class CancelResize:
 
     ticket_id: str
     reply: Reply
+
+
+@attrs.frozen
+class Use:
+    """A reclaimable reservation was used: of those it yields last."""
+
+    ticket_id: str
+
+
+@attrs.frozen
+class Observe:
+    """What the machine's memory is; `reading` None where that is not known, `error` why."""
+
+    reading: MemoryReading | None
+    error: str | None = None
 
 
 @attrs.frozen
@@ -116,6 +132,8 @@ Command = (
     | End
     | Resize
     | CancelResize
+    | Use
+    | Observe
     | LimitWritten
     | LimitRefused
     | ForeignWrite
@@ -150,5 +168,12 @@ class Refuse:
     error: Exception
 
 
+@attrs.frozen
+class Reclaim:
+    """Ask the owner of a reservation to give it up; its bytes count until it has ended."""
+
+    ticket_id: str
+
+
 #: An event is to be told to whoever listens.
-Effect = WiredMemoryEvent | WriteLimit | Answer | Refuse
+Effect = WiredMemoryEvent | WriteLimit | Answer | Refuse | Reclaim

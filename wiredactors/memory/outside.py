@@ -62,8 +62,7 @@ class OutsidePressure:
     ) -> bool:
         """Take a reading in; whether `excess_bytes` changed by it, which is worth an event.
 
-        It changes when pressure begins or ends, and meanwhile by a hundredth of the ceiling at
-        least.
+        It changes by a hundredth of the ceiling at least, or when pressure ends.
 
         Args:
             reading: None where nothing is known any more: nothing presses then.
@@ -75,7 +74,7 @@ class OutsidePressure:
         else:
             excess, step = _excess(reading, ceiling, held_bytes), max(1, ceiling // _QUIET_PART)
         before = self.excess_bytes
-        if before and excess and abs(excess - before) < step:
+        if excess and abs(excess - before) < step:
             return False
         self.excess_bytes = excess
         return excess != before

@@ -91,14 +91,15 @@ class WiredMemoryPolicy(abc.ABC):
             manager: who admits it; None is the one that is open when the ticket starts.
             priority: larger goes first among those that wait.
             pinned: a reservation that will not go away, so what cannot fit beside it never fits.
-            reclaimable: a reservation whose owner would give it up under pressure. It is kept
-                with the ticket; nobody asks for it yet.
+            reclaimable: a reservation whose owner gives it up when asked to (a kept prefix
+                cache; see `WiredMemoryTicket.wait_for_reclaim`).
             requires: tickets that this one stands on (a job's weights), which therefore cannot
                 go away to make room for it.
 
         Raises:
             TypeError: `size` is not an integer.
-            ValueError: `size` is negative, or `kind` is neither of the two.
+            ValueError: `size` is negative, `kind` is neither of the two, or `reclaimable` is
+                said of a ticket that is active or pinned.
         """
         return WiredMemoryTicket(
             size=size,

@@ -74,6 +74,10 @@ class Settlement:
         self.captured = self.changed = True
         self._journal.emit(EventKind.BASELINE_CAPTURED)
 
+    def copy_baseline(self, other: Settlement) -> None:
+        """Know of it what `other` knows."""
+        self.captured, self._known_baseline = other.captured, other._known_baseline
+
     def _wanted_baseline(self) -> int:
         override = self._configuration.baseline_override
         return self._known_baseline if override is None else override

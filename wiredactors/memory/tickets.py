@@ -28,6 +28,8 @@ class TicketManager(Protocol):
     async def end_ticket(self, ticket: WiredMemoryTicket) -> int: ...
     def end_ticket_nowait(self, ticket: WiredMemoryTicket) -> None: ...
     async def resize_ticket(self, ticket: WiredMemoryTicket, size: int) -> int: ...
+    def touch_ticket(self, ticket: WiredMemoryTicket) -> None: ...
+    async def wait_for_reclaim(self, ticket: WiredMemoryTicket) -> bool: ...
 
 
 class OpenManager:
@@ -73,6 +75,8 @@ class WiredMemoryTicket:
             raise TypeError(f"a ticket's priority must be an integer, not {priority!r}")
         if abs(priority) > _HIGHEST_PRIORITY:  # it is reckoned with in floats
             raise ValueError(f"a ticket's priority must lie within {_HIGHEST_PRIORITY:,} of 0")
+        if reclaimable and (pinned or kind == "active"):
+            raise ValueError("a reclaimable ticket must be a reservation, and not pinned")
         self.policy = policy
         self.kind = kind
         self.priority = priority
@@ -165,6 +169,31 @@ class WiredMemoryTicket:
             self.size = size
             return 0
         return await self._manager_in_use.resize_ticket(self, size)
+
+    def touch(self) -> None:
+        """Say that what a reclaimable reservation holds was used just now.
+
+        Under pressure the one that was not used for longest yields first. It takes effect at the
+        manager's next turn, and means nothing for a ticket that is not reclaimable or does not run.
+        """
+        if self._manager_in_use is not None:
+            self._manager_in_use.touch_ticket(self)
+
+    async def wait_for_reclaim(self) -> bool:
+        """Wait until a reclaimable reservation is asked for; False if it has ended instead.
+
+        Its owner then gives the memory up and ends the ticket (or resizes it to what is left).
+        Nobody else is admitted to the bytes before that.
+
+            async def keep(cache, ticket):
+                if await ticket.wait_for_reclaim():
+                    cache.clear()
+                    await ticket.end()
+
+        Raises:
+            NoManager: it never started, and nobody is there who could ask.
+        """
+        return await (self._manager_in_use or self.manager).wait_for_reclaim(self)
 
     def require(self, tickets: Iterable[WiredMemoryTicket]) -> None:
         """Name tickets that this one stands on, from its next start on (see `requires=`)."""

@@ -1,0 +1,63 @@
+"""Reservations: those that stay until their owners end them, and those that yield when asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from wiredactors.memory.group import Group
+from wiredactors.memory.holding import Holding
+
+
+class Reservations:
+    """The live reservations, with the sums that say what no other ticket's end would free.
+
+    Attributes:
+        reclaimable: those whose owners would give them up, the least recently used first.
+        kept_bytes: of all others.
+    """
+
+    def __init__(self) -> None:
+        self.reclaimable: dict[str, Holding] = {}
+        self.kept_bytes = 0
+        self._kept_in: Counter[Group] = Counter()  # bytes
+        self._kept_count: Counter[Group] = Counter()
+
+    def add(self, holding: Holding) -> None:
+        if holding.reclaimable:
+            self.reclaimable[holding.ticket_id] = holding
+        else:
+            self._kept_count[holding.group] += 1
+            self._keep(holding.group, holding.size)
+
+    def remove(self, holding: Holding) -> None:
+        if holding.reclaimable:
+            del self.reclaimable[holding.ticket_id]
+            return
+        group = holding.group
+        self._keep(group, -holding.size)
+        self._kept_count[group] -= 1
+        if not self._kept_count[group]:
+            del self._kept_count[group], self._kept_in[group]
+
+    def resized(self, holding: Holding, change: int) -> None:
+        """Its size has changed by `change` bytes."""
+        if not holding.reclaimable:
+            self._keep(holding.group, change)
+
+    def used(self, holding: Holding) -> None:
+        """A reclaimable one was used: it yields after all others."""
+        del self.reclaimable[holding.ticket_id]
+        self.reclaimable[holding.ticket_id] = holding
+
+    def _keep(self, group: Group, change: int) -> None:
+        self.kept_bytes += change
+        self._kept_in[group] += change
+
+    def kept_in(self, group: Group) -> int:
+        """Bytes in `group` that do not yield."""
+        return self._kept_in[group]
+
+    def kept_base_bytes(self, group: Group) -> int:
+        """The bases that would count if only those that do not yield and one of `group` lived."""
+        bases = sum(other.base_bytes for other in self._kept_count)
+        return bases if group in self._kept_count else bases + group.base_bytes
