@@ -166,7 +166,7 @@ class Lane:
             self._noted += 1
 
     def copy_passes(self, other: Lane) -> None:
-        """Its waiters, to whom nothing has happened yet, were passed as often as those of `other`."""
+        """Count as many passes for its waiters, just appended, as for those of `other`."""
         self._passes = other._passes_in_use()
         self._noted = sum(self._passes)
 
