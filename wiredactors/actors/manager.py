@@ -29,6 +29,8 @@ from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.tickets import WiredMemoryTicket
 from wiredactors.memory.units import checked_size
 
+_UNDOING = (m.CancelStart, m.CancelResize)
+
 #: Subscribers read between two turns, and one turn makes no more events than they may lag behind.
 _COMMANDS_A_TURN = 200
 
@@ -189,8 +191,9 @@ class WiredMemoryManager:
         cancellation.
         """
         request: Request = command.reply
-        if not self._post(command):
+        if self._served:
             raise ManagerClosed("the manager has closed: open one round all that uses its tickets")
+        self._mailbox.put(command)
         self._open_requests.add(request)
         try:
             request.sender = trio.lowlevel.current_task()
@@ -267,7 +270,7 @@ class WiredMemoryManager:
     def _take(self, command: m.Command, now: float) -> None:
         # No name for the effects: a refusal's traceback leads back to this frame.
         self._carry_out(self._ledger.receive(command, now), now)
-        if isinstance(command, m.CancelStart | m.CancelResize):
+        if isinstance(command, _UNDOING):
             self._tell_size(command.reply)
             _say_taken_back(command.reply)
         elif isinstance(command, m.Configure) and not self.configuration.debug_events:

@@ -35,17 +35,14 @@ class Request:
     def answer(self, limit: int) -> None:
         """It has taken effect, and `limit` is in force."""
         self._limit = limit
-        self._wake()
+        sender, self.sender = self.sender, None
+        if sender is not None:
+            trio.lowlevel.reschedule(sender)
 
     def refuse(self, error: Exception) -> None:
         """It has not, for the reason that `error` gives."""
         self._error = error
-        self._wake()
-
-    def _wake(self) -> None:
-        sender, self.sender = self.sender, None
-        if sender is not None:
-            trio.lowlevel.reschedule(sender)
+        self.answer(0)
 
     def raise_refusal(self) -> None:
         """Raise the refusal if there is one, once."""
@@ -61,5 +58,6 @@ class Request:
 
     def outcome(self) -> int:
         """The limit, once it is answered; raises the refusal."""
-        self.raise_refusal()
+        if self._error is not None:
+            self.raise_refusal()
         return self._limit

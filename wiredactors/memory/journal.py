@@ -7,7 +7,7 @@ from typing import Any
 
 from wiredactors.memory import messages as m
 from wiredactors.memory.book import Book
-from wiredactors.memory.events import EventKind, WiredMemoryEvent
+from wiredactors.memory.events import EventDraft, EventKind
 from wiredactors.memory.holding import Holding
 from wiredactors.memory.queue import WaitQueue
 
@@ -52,7 +52,7 @@ class Journal:
         if not self.listening:
             return
         fields.setdefault("baseline", self._book.baseline)
-        event = WiredMemoryEvent(
+        draft = EventDraft(
             kind=kind,
             sequence=self.sequence,
             timestamp=self.now,
@@ -60,7 +60,7 @@ class Journal:
             waiter_count=len(self._queue.by_id),
             **fields,
         )
-        self._effects.append(event)
+        self._effects.append(draft.frozen())
 
     def emit_ticket(
         self,
@@ -75,7 +75,7 @@ class Journal:
         self.sequence += 1
         if not self.listening:
             return
-        event = WiredMemoryEvent(
+        draft = EventDraft(
             kind=kind,
             sequence=self.sequence,
             timestamp=self.now,
@@ -90,7 +90,7 @@ class Journal:
             error=error,
             details=details or _traits_of(holding),
         )
-        self._effects.append(event)
+        self._effects.append(draft.frozen())
 
 
 def _traits_of(holding: Holding) -> Mapping[str, Any]:

@@ -107,7 +107,8 @@ class Ledger:
     def settle(self, now: float) -> list[m.Effect]:
         """Decide the limit, and answer those who only waited for that."""
         self._journal.now = now
-        self._pressure.look()
+        if not self._admission.idle:
+            self._pressure.look()
         self.deadline = self._settlement.settle()
         return self._journal.take()
 
