@@ -41,11 +41,12 @@ def test_those_of_a_write_can_be_made_to_wait_for_another():
 
 
 def test_the_starts_of_a_ticket_can_be_taken_out_wherever_they_wait():
-    answers, t, u = Answers(), holding("t"), holding("u")
-    answers.owe("first", t)
-    answers.owe("other", u)
+    answers, t = Answers(), holding("t")
+    t.reply = "first"
+    answers.owe("first")
+    answers.owe("other")
     answers.await_write()
-    answers.owe("second", t)
+    answers.owe_again("second", t)
     assert answers.take_starts_of(t) == ["first", "second"]
     assert answers.take_starts_of(t) == []
     assert answers.take_of_write() == ["other"]
@@ -54,15 +55,18 @@ def test_the_starts_of_a_ticket_can_be_taken_out_wherever_they_wait():
 
 def test_what_is_forgotten_is_never_answered():
     answers, t = Answers(), holding("t")
-    answers.owe("a", t)
-    answers.forget("a")
-    answers.forget("nobody")
+    answers.owe_again("a", t)
+    assert answers.forget("a")
+    assert not answers.forget("nobody")
     assert answers.take_of_turn() == []
     assert answers.take_starts_of(t) == []
 
 
 def test_a_start_that_was_answered_is_taken_out_no_more():
     answers, t = Answers(), holding("t")
-    answers.owe("a", t)
-    assert answers.take_of_turn() == ["a"]
+    t.reply = "a"
+    answers.owe("a")
+    answers.owe_again("b", t)
+    assert answers.take_of_turn() == ["a", "b"]
     assert answers.take_starts_of(t) == []
+    assert t.started_again == []

@@ -239,12 +239,13 @@ class WiredMemoryManager:
         Shielded, and a Ctrl-C that comes amid it goes to the main task: whoever stops the
         application must not lose the ends of its tickets.
         """
+        current_time = trio.lowlevel.current_clock().current_time
         try:
             with trio.CancelScope(shield=True):
                 while not self._ledger.finished:
                     deadline = self._ledger.deadline
                     await self._mailbox.wait(math.inf if deadline is None else deadline)
-                    self._take_turn()
+                    self._take_turn(current_time())
         finally:
             self._served = True
             # Whoever still asks, also inside a shield of its own, must not wait for ever.
@@ -259,9 +260,8 @@ class WiredMemoryManager:
         """End everything; `run` returns when the baseline is back."""
         self._post(m.Close())
 
-    def _take_turn(self) -> None:
+    def _take_turn(self, now: float) -> None:
         """Take what has come, up to a turn's worth, then settle the limit once."""
-        now = trio.current_time()
         commands = self._mailbox.items
         for _ in range(min(len(commands), _COMMANDS_A_TURN)):
             self._take(commands.popleft(), now)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from wiredactors.memory.holding import Holding
 from wiredactors.memory.messages import Reply
 
-#: Replies in the order in which they were owed, and the ticket that each starts.
+#: Replies in the order in which they were owed; with the ticket, of one that starts it again.
 _Lot = dict[Reply, Holding | None]
 
 
@@ -20,25 +20,32 @@ class Answers:
         self._of_turn: _Lot = {}
         self._of_write: _Lot = {}
 
-    def owe(self, reply: Reply, starts: Holding | None = None) -> None:
-        """Answer `reply` when the turn is settled; `starts` is the ticket that it starts."""
-        self._of_turn[reply] = starts
-        if starts is not None:
-            starts.starts.append(reply)
+    def owe(self, reply: Reply) -> None:
+        """Answer `reply` when the turn is settled."""
+        self._of_turn[reply] = None
 
-    def forget(self, reply: Reply) -> None:
-        """Nobody waits for `reply` any more, if anybody did."""
+    def owe_again(self, reply: Reply, holding: Holding) -> None:
+        """The same of a start of a ticket that runs already."""
+        self._of_turn[reply] = holding
+        holding.started_again.append(reply)
+
+    def forget(self, reply: Reply) -> bool:
+        """Nobody waits for `reply` any more; whether anybody did."""
         for lot in (self._of_turn, self._of_write):
-            starts = lot.pop(reply, None)
-            if starts is not None:
-                starts.starts.remove(reply)
+            if reply in lot:
+                again = lot.pop(reply)
+                if again is not None:
+                    again.started_again.remove(reply)
+                return True
+        return False
 
     def take_starts_of(self, holding: Holding) -> list[Reply]:
         """The starts of a ticket that have no answer yet, which they get elsewhere."""
-        starts = list(holding.starts)
-        for reply in starts:
-            self.forget(reply)
-        return starts
+        first = holding.reply
+        if not (first in self._of_turn or first in self._of_write or holding.started_again):
+            return []
+        starts = [first, *holding.started_again]
+        return [reply for reply in starts if self.forget(reply)]
 
     def await_write(self) -> None:
         """A write is under way that was decided after all of this turn."""
@@ -57,14 +64,12 @@ class Answers:
 
     def take_of_turn(self) -> list[Reply]:
         """Those whose turn has been settled without a write."""
-        if not self._of_turn:
-            return []
         taken, self._of_turn = self._of_turn, {}
         return _replies(taken)
 
 
 def _replies(lot: _Lot) -> list[Reply]:
-    for reply, starts in lot.items():
-        if starts is not None:
-            starts.starts.remove(reply)
+    for reply, again in lot.items():
+        if again is not None:
+            again.started_again.remove(reply)
     return list(lot)

@@ -73,14 +73,15 @@ class Book:
 
     def add(self, holding: Holding) -> None:
         group, size = holding.group, holding.size
-        if not group.sizes:
+        if not group.sizes.length:
             self._base_total += group.base_bytes
             self.groups[group.id] = group
         group.sizes.add(size)
         self.holdings[holding.ticket_id] = holding
         self.total += size
-        self.active += holding.active
-        if not holding.active:
+        if holding.active:
+            self.active += 1
+        else:
             self.reservations.add(holding)
         if holding.pinned:
             self._pinned[holding.ticket_id] = holding
@@ -90,11 +91,12 @@ class Book:
         del self.holdings[holding.ticket_id]
         group.sizes.remove(size)
         self.total -= size
-        self.active -= holding.active
-        if not group.sizes:
+        if not group.sizes.length:
             self._base_total -= group.base_bytes
             self._keep_or_drop(group)
-        if not holding.active:
+        if holding.active:
+            self.active -= 1
+        else:
             self.reservations.remove(holding)
         if holding.pinned:
             del self._pinned[holding.ticket_id]
@@ -109,7 +111,7 @@ class Book:
         holding.size = size
 
     def _keep_or_drop(self, group: Group) -> None:
-        if group.sizes or group.waiting:
+        if group.sizes.length or group.waiting:
             self.groups[group.id] = group
         elif self.groups.pop(group.id, None) is not None:
             self._spare = group
@@ -146,7 +148,7 @@ class Book:
             return False
         if self.ceiling is None:
             return True
-        base = 0 if held else group.base_bytes
+        base = 0 if held.length else group.base_bytes
         room = self.ceiling - self.excess - self.baseline - self.total - self._base_total
         return size <= room - base
 
@@ -166,7 +168,7 @@ class Book:
         if self.ceiling is None:
             return _BOUNDLESS
         room = self.ceiling - self.excess - self.baseline - self.total - self._base_total
-        return room if group.sizes else room - group.base_bytes
+        return room if group.sizes.length else room - group.base_bytes
 
     def check_limit_with(self, group: Group, size: int, growing: Holding | None = None) -> None:
         """See that a user's policy can also say a limit once it holds `size`.

@@ -122,7 +122,7 @@ class TicketSnapshot:
         since: when it was admitted, or began to wait.
         requires: ids of the tickets that it stands on.
         wants_size: what a running one waits to grow to.
-        used_at: when a reclaimable one was last used.
+        used_at: when a reclaimable one was last used; None while it waits.
         asked: a reclaimable one has been asked to yield, and has not yet.
     """
 
@@ -142,7 +142,9 @@ class TicketSnapshot:
 
 @attrs.frozen(kw_only=True)
 class Snapshot:
-    """The whole state of the ledger at one moment. Sizes are bytes.
+    """The whole state of the ledger at one moment. Sizes are bytes, times seconds.
+
+    With the events after it, `replay` makes the next one of it.
 
     Attributes:
         sequence: the number of the last event that it includes.
@@ -153,6 +155,10 @@ class Snapshot:
         tickets: those that hold bytes, in the order of their admission.
         waiters: those that wait, in the order of the queue.
         excess_bytes: what outside pressure takes off the ceiling meanwhile, for admission.
+        aging_seconds: each such time waited raises a priority by one, which orders the waiters.
+        tickets_started: how many have been let in since the ledger was made.
+        limit_writes: how many writes of the limit have come back from the backend, refused ones
+            too; where there is no limit to write, the decisions that took their place.
     """
 
     sequence: int
@@ -163,6 +169,17 @@ class Snapshot:
     tickets: tuple[TicketSnapshot, ...]
     waiters: tuple[TicketSnapshot, ...]
     excess_bytes: int = 0
+    aging_seconds: float = 60.0
+    tickets_started: int = 0
+    limit_writes: int = 0
+
+    @property
+    def writes_per_thousand_tickets(self) -> float:
+        """How restless the limit is: its writes for each 1,000 tickets started, 0.0 before any.
+
+        A ticket alone costs two, one up and one down. Tickets that overlap share them.
+        """
+        return 1000 * self.limit_writes / self.tickets_started if self.tickets_started else 0.0
 
 
 @attrs.frozen(kw_only=True)

@@ -9,30 +9,43 @@ from wiredactors.memory.book import Book
 from wiredactors.memory.errors import PolicyError
 from wiredactors.memory.events import Explanation, Snapshot, TicketSnapshot
 from wiredactors.memory.holding import Holding
+from wiredactors.memory.journal import Journal
 from wiredactors.memory.lane import Waiter
 from wiredactors.memory.pressure import needs_idle_bytes
 from wiredactors.memory.settlement import Settlement
 from wiredactors.memory.units import format_bytes
 
 
-def snapshot(book: Book, admission: Admission, settlement: Settlement, sequence: int) -> Snapshot:
+def snapshot(
+    book: Book, admission: Admission, settlement: Settlement, journal: Journal
+) -> Snapshot:
     """The whole state, frozen."""
     growing = {grower.ticket_id: grower.wants for grower in admission.growers}
     return Snapshot(
-        sequence=sequence,
+        sequence=journal.sequence,
         baseline=book.baseline,
         current_limit=settlement.current,
         desired_limit=settlement.desired,
         ceiling=book.ceiling,
         tickets=tuple(
-            _ticket_snapshot(h, growing.get(h.ticket_id)) for h in book.holdings.values()
+            _ticket_snapshot(
+                holding,
+                wants=growing.get(holding.ticket_id),
+                used_at=holding.used_at if holding.reclaimable else None,
+            )
+            for holding in book.holdings.values()
         ),
+        waiters=tuple(_ticket_snapshot(waiter.holding) for waiter in admission.queue),
         excess_bytes=book.excess,
-        waiters=tuple(_ticket_snapshot(w.holding, None) for w in admission.queue),
+        aging_seconds=admission.queue.aging_seconds,
+        tickets_started=journal.tickets_started,
+        limit_writes=settlement.limit_writes,
     )
 
 
-def _ticket_snapshot(holding: Holding, wants: int | None) -> TicketSnapshot:
+def _ticket_snapshot(
+    holding: Holding, *, wants: int | None = None, used_at: float | None = None
+) -> TicketSnapshot:
     return TicketSnapshot(
         ticket_id=holding.ticket_id,
         size=holding.size,
@@ -44,7 +57,7 @@ def _ticket_snapshot(holding: Holding, wants: int | None) -> TicketSnapshot:
         reclaimable=holding.reclaimable,
         requires=holding.requires,
         wants_size=wants,
-        used_at=holding.used_at if holding.reclaimable else None,
+        used_at=used_at,
         asked=holding.asked,
     )
 

@@ -16,7 +16,7 @@ class Holding:
     Attributes:
         since: when it was admitted, or began to wait.
         reply: of the start that it was made by.
-        starts: replies of its starts that have not been answered yet.
+        started_again: replies of starts that it ignores, which have not been answered yet.
         used_at: when a reclaimable one was last used.
         asked: its owner has been asked to give it up, and has not yet.
     """
@@ -31,7 +31,7 @@ class Holding:
     requires: tuple[str, ...]
     since: float
     reply: Any = None
-    starts: list[Any] = attrs.field(factory=list)
+    started_again: list[Any] = attrs.field(factory=list)
     used_at: float = 0.0
     asked: bool = False
 

@@ -21,12 +21,14 @@ class Journal:
         sequence: the number of the last event.
         now: the time of the command being taken.
         listening: whether anybody reads events; without, they are numbered and not made.
+        tickets_started: how many tickets have been let in.
     """
 
     def __init__(self, book: Book, queue: WaitQueue):
         self.sequence = 0
         self.now = 0.0
         self.listening = True
+        self.tickets_started = 0
         self._book = book
         self._queue = queue
         self._effects: list[m.Effect] = []

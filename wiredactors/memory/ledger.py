@@ -159,7 +159,7 @@ class Ledger:
             self._journal.refuse(command.reply, error)
         else:
             self._journal.emit_ticket(EventKind.TICKET_START_IGNORED, holding)
-            self._answers.owe(command.reply, holding)
+            self._answers.owe_again(command.reply, holding)
 
     def _holding_for(self, ticket: WiredMemoryTicket, group: Group, reply: m.Reply) -> Holding:
         return Holding(
@@ -192,13 +192,12 @@ class Ledger:
         self._journal.emit_ticket(EventKind.ADMISSION_GRANTED, holding)
         self._book.add(holding)
         holding.since = holding.used_at = self._journal.now
+        self._journal.tickets_started += 1
         self._settlement.changed = True
         if holding.active:
             self._settlement.restoring = False
         self._journal.emit_ticket(EventKind.TICKET_STARTED, holding)
-        self._answers.owe(holding.reply, holding)
-        if not self._admission.idle:
-            self._admission.doubt_beside(holding)
+        self._answers.owe(holding.reply)
 
     def _cancel_start(self, command: m.CancelStart) -> None:
         waiter = self._queue.by_id.get(command.ticket_id)
@@ -238,9 +237,8 @@ class Ledger:
 
     def _release(self, holding: Holding, error: WiredMemoryError | None = None) -> None:
         """Take its bytes back; `error` is for whoever still waits for it to start or grow."""
-        if holding.starts:
-            for reply in self._answers.take_starts_of(holding):
-                self._journal.refuse(reply, error or _withdrawn(holding))
+        for reply in self._answers.take_starts_of(holding):
+            self._journal.refuse(reply, error or _withdrawn(holding))
         grower = self._growers.by_id.get(holding.ticket_id)
         if grower is not None:
             self._fail_waiter(grower, error or _withdrawn(holding))
@@ -329,6 +327,7 @@ class Ledger:
                 self._change_size(waiter.holding, waiter.wants, waiter.reply)
             else:
                 self._let_in(waiter.holding)
+                self._admission.doubt_beside(waiter.holding)
                 self._book.await_group(waiter.holding.group, -1)
 
     def _fail_waiter(self, waiter: Waiter, error: WiredMemoryError) -> None:
@@ -389,7 +388,10 @@ class Ledger:
         self.configuration = command.configuration
         self._book.ceiling = command.ceiling
         self._admission.configure(command.configuration)
-        details = {"ceiling": command.ceiling}
+        details = {
+            "ceiling": command.ceiling,
+            "aging_seconds": command.configuration.aging_seconds,
+        }
         self._journal.emit(EventKind.CONFIGURATION_UPDATED, details=details)
         self._settlement.configure(command.configuration)
         self._answers.owe(command.reply)
@@ -419,7 +421,7 @@ class Ledger:
 
     def snapshot(self) -> Snapshot:
         """The whole state, frozen."""
-        return snapshot(self._book, self._admission, self._settlement, self._journal.sequence)
+        return snapshot(self._book, self._admission, self._settlement, self._journal)
 
     @property
     def sequence(self) -> int:

@@ -33,6 +33,7 @@ class LimitControl:
         self.current: int | None = None  # the last that the backend took
         self.in_flight: int | None = None  # handed to the backend, outcome unknown
         self.deadline: float | None = None  # when to look again, if nothing else happens
+        self.outcomes = 0  # of writes, good or bad
         self._written_at = 0.0
         self._refusal: _Refusal | None = None
 
@@ -70,6 +71,7 @@ class LimitControl:
     def written(self, limit: int, now: float) -> None:
         """The backend took `limit`."""
         self.in_flight = None
+        self.outcomes += 1
         self.current = limit
         self._written_at = now
         self._refusal = None
@@ -77,6 +79,7 @@ class LimitControl:
     def refused(self, limit: int, now: float) -> None:
         """The backend raised for `limit`."""
         self.in_flight = None
+        self.outcomes += 1
         same = self._refusal is not None and self._refusal.limit == limit
         attempts = self._refusal.attempts + 1 if same and self._refusal else 1
         # The exponent is bounded before it is used: 2.0 ** 2000 overflows.

@@ -62,6 +62,11 @@ class Settlement:
         return self._limit.current
 
     @property
+    def limit_writes(self) -> int:
+        """How many writes have had their outcome."""
+        return self._limit.outcomes
+
+    @property
     def in_flight(self) -> bool:
         """A write is under way."""
         return self._limit.in_flight is not None
@@ -123,7 +128,7 @@ class Settlement:
             total = book.baseline + book.total
             return max(wanted, total if book.ceiling is None else min(total, book.ceiling))
         for group in book.groups.values():
-            if group.sizes:
+            if group.sizes.length:
                 wanted = max(wanted, self._limit_of(group))
         return wanted
 

@@ -9,18 +9,18 @@ from typing import overload
 
 
 class Sizes(Sequence[int]):
-    """A bag of sizes in bytes that knows its `total` and its `largest` without looking at each.
+    """A bag of sizes in bytes that knows its `total`, its `length` and its `largest` without looking at each.
 
     Adding and removing cost O(1), and O(log n) from the first time on that anyone asks for the
     largest; so a ledger of 100,000 tickets decides as fast as one of ten. It reads as a sequence,
     in no order that means anything.
     """
 
-    __slots__ = ("_counts", "_heap", "_length", "total")
+    __slots__ = ("_counts", "_heap", "length", "total")
 
     def __init__(self, sizes: Iterable[int] = ()):
         self.total = 0
-        self._length = 0
+        self.length = 0
         self._counts: dict[int, int] = {}  # how many there are of each size
         self._heap: list[int] | None = None  # negative sizes; some may have gone meanwhile
         for size in sizes:
@@ -39,7 +39,7 @@ class Sizes(Sequence[int]):
     def add(self, size: int) -> None:
         count = self._counts.get(size, 0)
         self._counts[size] = count + 1
-        self._length += 1
+        self.length += 1
         self.total += size
         if self._heap is not None and not count:
             heapq.heappush(self._heap, -size)
@@ -52,7 +52,7 @@ class Sizes(Sequence[int]):
             del self._counts[size]
         else:
             self._counts[size] = count - 1
-        self._length -= 1
+        self.length -= 1
         self.total -= size
 
     @overload
@@ -63,7 +63,7 @@ class Sizes(Sequence[int]):
         return list(self)[index]
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __iter__(self) -> Iterator[int]:
         for size, count in self._counts.items():

@@ -208,7 +208,7 @@ class WiredMemoryTicket:
         Raises:
             NoManager: it names none and none is open.
         """
-        self._manager_in_use = self.manager
-        return self._manager_in_use
+        manager = self._manager_in_use = self._manager or open_manager_slot.manager or self.manager
+        return manager
 
     _manager_in_use: TicketManager | None = None
