@@ -41,6 +41,7 @@ from wiredactors.memory.policies import (
 from wiredactors.memory.tickets import WiredMemoryTicket
 from wiredactors.memory.units import GIB, KIB, MIB
 from wiredactors.observe.records import log_events
+from wiredactors.observe.replay import replay
 from wiredactors.scheduling.requests import StepReport
 
 __all__ = [
@@ -87,4 +88,5 @@ __all__ = [
     "log_events",
     "open_manager",
     "open_runtime",
+    "replay",
 ]

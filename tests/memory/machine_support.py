@@ -168,7 +168,7 @@ def _record(event: WiredMemoryEvent) -> dict[str, Any]:
         "reclaimable": event.details.get("reclaimable", False),
         "requires": event.details.get("requires", ()),
         "wants_size": None,
-        "used_at": 0.0 if event.details.get("reclaimable") else None,
+        "used_at": None,
         "asked": False,
     }
 
