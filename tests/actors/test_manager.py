@@ -606,6 +606,7 @@ async def test_thousands_of_tasks_that_come_and_go_at_random_leave_nothing(
     backend.nursery = nursery
     policies = [SUM100, wa.WiredMaxPolicy(), wa.WiredBudgetPolicy(base_bytes=10, cap=90, id="b")]
     held = 0
+    asked = []
 
     async def hold(ticket, seconds):
         nonlocal held
@@ -617,8 +618,27 @@ async def test_thousands_of_tasks_that_come_and_go_at_random_leave_nothing(
             finally:
                 held -= ticket.size
 
+    async def keep_a_cache():
+        nonlocal held
+        ticket = SUM100.ticket(rng.randrange(40), "reservation", reclaimable=True)
+        with trio.move_on_after(rng.uniform(1, 9)):
+            await ticket.start()
+            held += ticket.size
+            try:
+                while not await ticket.wait_for_reclaim():
+                    await trio.sleep_forever()
+                asked.append(ticket.id)
+                with trio.CancelScope(shield=True):  # freeing takes its time
+                    await trio.sleep(rng.uniform(0, 1))
+            finally:
+                held -= ticket.size
+        await ticket.end()
+
     async def worker():
         await trio.sleep(rng.uniform(0, 200))
+        if rng.random() < 0.2:
+            await keep_a_cache()
+            return
         kind = rng.choice(["active", "active", "reservation"])
         ticket = rng.choice(policies).ticket(
             rng.randrange(40), kind, priority=rng.randrange(3), pinned=False
@@ -651,9 +671,11 @@ async def test_thousands_of_tasks_that_come_and_go_at_random_leave_nothing(
     with trio.fail_after(10_000):
         async with wa.open_manager(configuration, backend) as manager:
             async with trio.open_nursery() as workers:
-                for _ in range(1500):
+                for _ in range(2000):
                     workers.start_soon(worker)
             await trio.sleep(5)
+            assert asked
+            assert manager._asked == {}
             state = manager.snapshot()
             assert state.tickets == state.waiters == ()
             assert backend.limit == 0

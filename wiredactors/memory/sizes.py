@@ -9,7 +9,7 @@ from typing import overload
 
 
 class Sizes(Sequence[int]):
-    """A bag of sizes in bytes: its `total`, `length` and `largest` are known without a look at each.
+    """A bag of sizes in bytes that knows its `total`, `length` and `largest` without a search.
 
     Adding and removing cost O(1), and O(log n) from the first time on that anyone asks for the
     largest; so a ledger of 100,000 tickets decides as fast as one of ten. It reads as a sequence,
