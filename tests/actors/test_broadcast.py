@@ -25,6 +25,12 @@ def snapshot() -> Snapshot:
     )
 
 
+def send(broadcast: Broadcast, number: int) -> None:
+    """An event in a turn of its own."""
+    broadcast.begin_turn()
+    broadcast.send(event(number))
+
+
 def subscribe(broadcast: Broadcast, buffer: int = 10):
     return broadcast.subscribe(snapshot, 1.5, buffer=buffer)
 
@@ -32,9 +38,9 @@ def subscribe(broadcast: Broadcast, buffer: int = 10):
 async def test_every_subscriber_gets_a_snapshot_and_then_every_event():
     broadcast = Broadcast()
     async with subscribe(broadcast) as one:
-        broadcast.send(event(1))
+        send(broadcast, 1)
         async with subscribe(broadcast) as other:
-            broadcast.send(event(2))
+            send(broadcast, 2)
             broadcast.close()
             read = [e async for e in one]
             assert [e.sequence for e in read] == [0, 1, 2]
@@ -46,19 +52,31 @@ async def test_a_slow_one_is_told_how_many_it_missed_where_they_would_have_stood
     broadcast = Broadcast()
     async with subscribe(broadcast, buffer=3) as stream:
         for number in range(1, 9):
-            broadcast.send(event(number))
+            send(broadcast, number)
         assert [stream.receive_nowait().sequence for _ in range(4)] == [0, 1, 2, 3]
-        broadcast.send(event(9))
+        send(broadcast, 9)
         missed, following = stream.receive_nowait(), stream.receive_nowait()
         assert (missed.kind, missed.missed, missed.sequence) == ("missed", 5, 8)
         assert following.sequence == 9
+
+
+async def test_a_turn_larger_than_the_buffer_is_missed_by_nobody_who_was_not_behind_before():
+    broadcast = Broadcast()
+    async with subscribe(broadcast, buffer=3) as stream:
+        broadcast.begin_turn()
+        for number in range(1, 51):
+            broadcast.send(event(number))
+        send(broadcast, 51)
+        assert [stream.receive_nowait().sequence for _ in range(51)] == list(range(51))
+        assert (missed := stream.receive_nowait()).missed == 1
+        assert missed.sequence == 51
 
 
 async def test_it_is_told_also_when_the_stream_ends_first():
     broadcast = Broadcast()
     async with subscribe(broadcast, buffer=1) as stream, subscribe(broadcast, buffer=1) as other:
         for number in range(1, 5):
-            broadcast.send(event(number))
+            send(broadcast, number)
         broadcast.close()
         read = [e async for e in stream]
         assert [e.kind for e in read] == ["snapshot", "ticket_started", "missed"]
@@ -72,7 +90,7 @@ async def test_a_slow_one_costs_the_others_nothing():
     broadcast = Broadcast()
     async with subscribe(broadcast, buffer=1), subscribe(broadcast, buffer=100) as quick:
         for number in range(1, 50):
-            broadcast.send(event(number))
+            send(broadcast, number)
         assert [quick.receive_nowait().sequence for _ in range(50)] == list(range(50))
 
 
@@ -81,7 +99,7 @@ async def test_one_that_has_left_gets_nothing_and_costs_nothing():
     with pytest.raises(KeyError):
         async with subscribe(broadcast):
             raise KeyError
-    broadcast.send(event(1))
+    send(broadcast, 1)
     assert broadcast._streams == []
 
 
@@ -98,5 +116,5 @@ async def test_ended_streams_can_be_followed_by_new_ones():
         broadcast.end_streams()
         assert [e.kind async for e in stream] == ["snapshot"]
     async with subscribe(broadcast) as stream:
-        broadcast.send(event(1))
+        send(broadcast, 1)
         assert [stream.receive_nowait().sequence for _ in range(2)] == [0, 1]

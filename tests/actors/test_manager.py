@@ -555,6 +555,29 @@ class TestEvents:
                 for number in range(1000):
                     assert events.receive_nowait().job == f"j{number}"
 
+    async def test_one_end_that_lets_thousands_in_overruns_no_reader(self, autojump_clock):
+        configuration = wa.WiredMemoryConfiguration(event_buffer=4000, admission_ceiling=5000)
+
+        def read_all(events):
+            with contextlib.suppress(trio.WouldBlock):
+                while True:
+                    event = events.receive_nowait()
+                    assert event.missed is None
+                    yield event
+
+        async with wa.open_manager(configuration, Backend()) as manager, manager.events() as events:
+            large = wa.WiredMaxPolicy().ticket(5000)
+            await large.start()
+            async with trio.open_nursery() as nursery:
+                for _ in range(3000):
+                    nursery.start_soon(wa.WiredMaxPolicy().ticket(1).start)
+                await wait_all_tasks_blocked()
+                assert sum(event.kind == "admission_wait" for event in read_all(events)) == 3000
+                await large.end()
+            kinds = [event.kind for event in read_all(events)]
+            assert kinds.count("ticket_started") == 3000
+            assert len(kinds) > 6000
+
     async def test_a_reader_that_is_always_ready_misses_none_in_a_burst(self, autojump_clock):
         sequences = []
 

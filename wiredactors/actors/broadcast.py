@@ -19,10 +19,11 @@ class EventStream:
     """
 
     def __init__(self, buffer: int):
-        """`buffer` is how many events it may lag behind before it misses some."""
+        """`buffer` is how many events it may lag behind, when a turn begins, and miss none."""
         self._buffer = buffer
         self._mailbox: Mailbox[WiredMemoryEvent] = Mailbox()
         self._ended = False
+        self._behind = False  # too far, when the turn began
         self._missed = 0
         self._last_missed: WiredMemoryEvent | None = None
 
@@ -57,17 +58,20 @@ class EventStream:
 
     # -- for the broadcast
 
+    def begin_turn(self) -> None:
+        """See whether it has fallen behind too far; what one turn brings counts against nobody."""
+        # The record of the lost ones goes first, so there must be room for both.
+        room = self._buffer - (self._last_missed is not None)
+        self._behind = len(self._mailbox.items) >= room
+
     def put(self, event: WiredMemoryEvent) -> None:
         """Add an event, or count it as missed where it has fallen behind too far."""
-        items = self._mailbox.items
-        last = self._last_missed
-        # The record of the lost ones goes first, so there must be room for both.
-        if len(items) >= self._buffer - (last is not None):
+        if self._behind:
             self._missed += 1
             self._last_missed = event
             return
-        if last is not None:
-            items.append(self._take_missed(last))
+        if self._last_missed is not None:
+            self._mailbox.put(self._take_missed(self._last_missed))
         self._mailbox.put(event)
 
     def _take_missed(self, last: WiredMemoryEvent) -> WiredMemoryEvent:
@@ -91,8 +95,9 @@ class EventStream:
 class Broadcast:
     """Sends each event to every subscriber's own bounded buffer.
 
-    A subscriber whose buffer is full loses events and is told how many, in a `missed` record
-    that stands where they would have.
+    Events come in turns, between which subscribers can read. One whose buffer is full when a turn
+    begins loses the events of that turn and is told how many, in a `missed` record that stands where
+    they would have.
     """
 
     def __init__(self, listen: Callable[[bool], object] = bool):
@@ -101,6 +106,11 @@ class Broadcast:
         self._streams: list[EventStream] = []
         self._closed = False
         listen(False)
+
+    def begin_turn(self) -> None:
+        """What is sent from here on comes at once: nobody can read amid it."""
+        for stream in self._streams:
+            stream.begin_turn()
 
     def send(self, event: WiredMemoryEvent) -> None:
         for stream in self._streams:

@@ -31,7 +31,7 @@ from wiredactors.memory.units import checked_size
 
 _UNDOING = (m.CancelStart, m.CancelResize)
 
-#: Subscribers read between two turns, and one turn makes no more events than they may lag behind.
+#: Subscribers read between two turns.
 _COMMANDS_A_TURN = 200
 
 
@@ -262,6 +262,7 @@ class WiredMemoryManager:
 
     def _take_turn(self, now: float) -> None:
         """Take what has come, up to a turn's worth, then settle the limit once."""
+        self._broadcast.begin_turn()
         commands = self._mailbox.items
         for _ in range(min(len(commands), _COMMANDS_A_TURN)):
             self._take(commands.popleft(), now)
