@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 import trio.testing
-from _admission import (  # type: ignore[import-not-found]  # found beside the script that runs
+from _admission import (
     SIZE,
     Contention,
     Meter,

@@ -96,8 +96,7 @@ class Broadcast:
     """Sends each event to every subscriber's own bounded buffer.
 
     Events come in turns, between which subscribers can read. One whose buffer is full when a turn
-    begins loses the events of that turn and is told how many, in a `missed` record that stands where
-    they would have.
+    begins loses the events of that turn, and is told how many in a `missed` record in their place.
     """
 
     def __init__(self, listen: Callable[[bool], object] = bool):

@@ -7,7 +7,6 @@ manager's is written and read for every ticket, and half of what a ticket costs 
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import Generic, TypeVar
 
@@ -41,8 +40,8 @@ class Mailbox(Generic[T]):
         if reader is not None:
             trio.lowlevel.reschedule(reader)
 
-    async def wait(self, deadline: float = math.inf) -> None:
-        """Return when there is something, at `deadline` (seconds), or when woken.
+    async def wait(self) -> None:
+        """Return when there is something, or when woken.
 
         Others have run by then, also where something was there from the start.
 
@@ -55,11 +54,7 @@ class Mailbox(Generic[T]):
         if self._reader is not None:
             raise trio.BusyResourceError("another task reads here already")
         self._reader = trio.lowlevel.current_task()
-        if deadline == math.inf:  # a scope for nothing costs as much as the wait
-            await trio.lowlevel.wait_task_rescheduled(self._leave)
-            return
-        with trio.move_on_at(deadline):
-            await trio.lowlevel.wait_task_rescheduled(self._leave)
+        await trio.lowlevel.wait_task_rescheduled(self._leave)
 
     def _leave(self, _: object) -> trio.lowlevel.Abort:
         self._reader = None

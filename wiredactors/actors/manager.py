@@ -239,13 +239,11 @@ class WiredMemoryManager:
         Shielded, and a Ctrl-C that comes amid it goes to the main task: whoever stops the
         application must not lose the ends of its tickets.
         """
-        current_time = trio.lowlevel.current_clock().current_time
         try:
             with trio.CancelScope(shield=True):
                 while not self._ledger.finished:
-                    deadline = self._ledger.deadline
-                    await self._mailbox.wait(math.inf if deadline is None else deadline)
-                    self._take_turn(current_time())
+                    await self._serve_until_deadline()
+                    self._take_turn(trio.current_time())
         finally:
             self._served = True
             # Whoever still asks, also inside a shield of its own, must not wait for ever.
@@ -255,6 +253,19 @@ class WiredMemoryManager:
             for event in self._asked.values():
                 event.set()
             self._broadcast.close()
+
+    async def _serve_until_deadline(self) -> None:
+        """Take turn after turn, until the ledger's deadline has passed or it is finished."""
+        now = trio.lowlevel.current_clock().current_time
+        # One scope for many turns: to make one for each would cost more than the turn, and the
+        # deadline of a shrink that is held back stays the same for long.
+        with trio.CancelScope() as alarm:
+            while not self._ledger.finished:
+                deadline = math.inf if self._ledger.deadline is None else self._ledger.deadline
+                if alarm.deadline != deadline:
+                    alarm.deadline = deadline
+                await self._mailbox.wait()
+                self._take_turn(now())
 
     def _close(self) -> None:
         """End everything; `run` returns when the baseline is back."""
