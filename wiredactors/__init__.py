@@ -39,6 +39,7 @@ from wiredactors.memory.policies import (
     WiredSumPolicy,
 )
 from wiredactors.memory.tickets import WiredMemoryTicket
+from wiredactors.memory.trial import DryRun
 from wiredactors.memory.units import GIB, KIB, MIB
 from wiredactors.observe.records import log_events
 from wiredactors.observe.replay import replay
@@ -49,6 +50,7 @@ __all__ = [
     "KIB",
     "MIB",
     "Chunk",
+    "DryRun",
     "EventKind",
     "Explanation",
     "GenerationError",

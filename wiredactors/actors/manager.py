@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, assert_never
 
 import attrs
@@ -27,6 +27,7 @@ from wiredactors.memory.events import EventKind, Explanation, Snapshot, WiredMem
 from wiredactors.memory.ledger import Ledger
 from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.tickets import WiredMemoryTicket
+from wiredactors.memory.trial import Asking, DryRun, all_admitted, dry_run
 from wiredactors.memory.units import checked_size
 
 _UNDOING = (m.CancelStart, m.CancelResize)
@@ -38,8 +39,8 @@ _COMMANDS_A_TURN = 200
 class WiredMemoryManager:
     """The one owner of the process's wired limit. Open it with `open_manager()`.
 
-    Tickets are its clients; people use `events`, `snapshot`, `explain` and
-    `update_configuration`.
+    Tickets are its clients; people use `events`, `snapshot`, `explain`, `would_admit`
+    and `update_configuration`.
     """
 
     def __init__(
@@ -112,6 +113,23 @@ class WiredMemoryManager:
     def explain(self, ticket_id: str) -> Explanation:
         """Why a ticket waits, since when, behind whom, and what would let it in."""
         return self._ledger.explain(ticket_id, trio.current_time())
+
+    def would_admit(self, tickets: Iterable[Asking]) -> DryRun:
+        """What would happen if these asked now, one after the other, and what would have to yield.
+
+        A dry run of the ledger: nothing starts, and no event says so. Like `snapshot`, it does
+        not know of an `end_nowait()` that came since the last `await`. It costs O(n) in the
+        tickets that live and wait.
+
+        Args:
+            tickets: tickets that have not started, or `(size, policy)` for an active one.
+
+        Raises:
+            TypeError: one is neither.
+        """
+        if self._inert:
+            return all_admitted(tickets)
+        return dry_run(self._ledger, tickets, trio.current_time())
 
     async def update_configuration(self, **changes: Any) -> None:
         """Change fields of the configuration, for example `shrink_cooldown=0.5`.

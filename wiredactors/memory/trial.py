@@ -1,0 +1,282 @@
+"""A dry run: what would happen if some tickets asked now, and what would have to yield for them.
+
+It is the ledger itself that answers, run on a copy (O(n) in the tickets that live and wait), so a
+dry run cannot differ from what a start would do. Nothing of it is seen from outside: no event, no
+number, nobody passed.
+
+What would have to yield is said of each ticket that would wait, in the order in which they ask:
+
+- The reclaimable reservations whose owners the ledger would ask for it now.
+- Where it would ask for none: the reservations beside which it would not fit though all active
+  work had ended, and all that has been asked to yield had gone. Reclaimable ones are named first,
+  the least recently used before others, then those that were started longest ago; none that could
+  stay is named. They are reckoned as if the reservations that ask before it had come in; whom it
+  waits behind besides does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from wiredactors.memory import messages as m
+from wiredactors.memory.book import Book
+from wiredactors.memory.copying import copy_tickets
+from wiredactors.memory.errors import PolicyError
+from wiredactors.memory.events import EventKind, WiredMemoryEvent
+from wiredactors.memory.holding import Holding
+from wiredactors.memory.lane import Waiter
+from wiredactors.memory.ledger import Ledger
+from wiredactors.memory.policies import WiredMemoryPolicy, policy_label
+from wiredactors.memory.tickets import WiredMemoryTicket
+
+#: What a dry run can be asked about.
+Asking = WiredMemoryTicket | tuple[int, WiredMemoryPolicy]
+
+
+@attrs.frozen(kw_only=True)
+class DryRunTicket:
+    """What would become of one ticket. Sizes are bytes.
+
+    Attributes:
+        ticket_id: its id; a pair has one that no other ticket has.
+        size: what it asks for.
+        policy: as events name it.
+        outcome: "admitted", "waits" or "refused".
+        reason: the same in a sentence.
+        blocked_by, behind, missing: of one that waits, as in `Explanation`.
+        error: what its `start()` would raise; None where it would not.
+        would_yield: the ids of reservations that would have to go for it to fit; empty where it
+            only waits for what ends by itself, or where all of them would not be enough (memory
+            that others of the machine hold).
+    """
+
+    ticket_id: str
+    size: int
+    policy: str
+    outcome: str
+    reason: str
+    blocked_by: str | None = None
+    behind: tuple[str, ...] = ()
+    missing: int = 0
+    error: Exception | None = None
+    would_yield: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class DryRun:
+    """What would become of tickets that asked now, one after the other.
+
+    Attributes:
+        tickets: one record for each, in the order given.
+    """
+
+    tickets: tuple[DryRunTicket, ...]
+
+    @property
+    def admitted(self) -> bool:
+        """Whether all of them would be let in at once."""
+        return all(ticket.outcome == "admitted" for ticket in self.tickets)
+
+    @property
+    def would_yield(self) -> tuple[str, ...]:
+        """The ids of all reservations that would have to go, each once."""
+        return tuple(dict.fromkeys(id for ticket in self.tickets for id in ticket.would_yield))
+
+
+def dry_run(ledger: Ledger, asking: Iterable[Asking], now: float) -> DryRun:
+    """Start tickets on a copy of the ledger, each once more if it runs, and read off the rest."""
+    starts = [m.Start(ticket, object(), exclusive=True) for ticket in _tickets(asking)]
+    scratch = _Scratch(ledger)
+    effects = [effect for start in starts for effect in scratch.receive(start, now)]
+    effects += scratch.settle(now)
+    errors = {effect.reply: effect.error for effect in effects if isinstance(effect, m.Refuse)}
+    records = [_record(scratch, start, errors.get(start.reply), now) for start in starts]
+    yielding = scratch.yielding(  # it is the end of the scratch ledger
+        [record.ticket_id for record in records if record.outcome != "refused"],
+        _asked_for(effects),
+    )
+    return DryRun(
+        tickets=tuple(
+            attrs.evolve(record, would_yield=tuple(yielding[record.ticket_id]))
+            if record.outcome == "waits"
+            else record
+            for record in records
+        )
+    )
+
+
+def all_admitted(asking: Iterable[Asking]) -> DryRun:
+    """The answer of a manager whose tickets do nothing."""
+    return DryRun(tickets=tuple(_admitted(ticket) for ticket in _tickets(asking)))
+
+
+def _tickets(asking: Iterable[Asking]) -> list[WiredMemoryTicket]:
+    if not isinstance(asking, Iterable):
+        raise _unusable(asking)
+    return [_ticket(each) for each in asking]
+
+
+def _ticket(each: object) -> WiredMemoryTicket:
+    match each:
+        case WiredMemoryTicket():
+            return each
+        case (size, WiredMemoryPolicy() as policy):
+            return policy.ticket(size)  # type: ignore[arg-type]  # it checks the size itself
+    raise _unusable(each)
+
+
+def _unusable(value: object) -> TypeError:
+    return TypeError(f"a dry run takes several tickets or (size, policy) pairs, not {value!r}")
+
+
+# -- what became of each
+
+
+def _record(scratch: Ledger, start: m.Start, error: Exception | None, now: float) -> DryRunTicket:
+    ticket = start.ticket
+    if error is not None:
+        return attrs.evolve(_admitted(ticket), outcome="refused", reason=str(error), error=error)
+    why = scratch.explain(ticket.id, now)
+    if why.state != "waiting":
+        return _admitted(ticket)
+    return attrs.evolve(
+        _admitted(ticket),
+        outcome="waits",
+        reason=why.reason,
+        blocked_by=why.blocked_by,
+        behind=why.behind,
+        missing=why.missing,
+    )
+
+
+def _admitted(ticket: WiredMemoryTicket) -> DryRunTicket:
+    return DryRunTicket(
+        ticket_id=ticket.id,
+        size=ticket.size,
+        policy=policy_label(ticket.policy),
+        outcome="admitted",
+        reason="it fits now",
+    )
+
+
+# -- what would have to yield
+
+
+def _asked_for(effects: Sequence[m.Effect]) -> dict[str, list[str]]:
+    """The reservations that the ledger asks for, by the ticket that it asks them for."""
+    return {
+        effect.ticket_id: effect.details["asked"]
+        for effect in effects
+        if isinstance(effect, WiredMemoryEvent)
+        and effect.kind is EventKind.PRESSURE
+        and effect.ticket_id is not None
+        and effect.details["asked"]
+    }
+
+
+class _Scratch(Ledger):
+    """A ledger in the same state as another, which nobody hears of."""
+
+    def __init__(self, original: Ledger):
+        super().__init__(original.configuration, ceiling=original._book.ceiling, writes=False)
+        copy_tickets(original._book, original._admission, into=(self._book, self._admission))
+        self._settlement.copy_baseline(original._settlement)
+        self._closed = original._closed
+
+    def yielding(
+        self, asking: Sequence[str], asked_for: dict[str, list[str]]
+    ) -> dict[str, list[str]]:
+        """Which reservations would have to go for each of `asking` that waits.
+
+        It takes them out of the book, with all active work, so use the ledger no more.
+        """
+        found: dict[str, list[str]] = {}
+        room = _IdleRoom(self._book, asking)
+        for grower in self._growers:
+            room.grow(grower)
+        for ticket_id in asking:
+            waiter = self._queue.by_id.get(ticket_id)
+            if waiter is not None:
+                found[ticket_id] = asked_for.get(ticket_id) or room.take_for(waiter)
+                room.let_in(waiter.holding)
+        return found
+
+
+class _IdleRoom:
+    """The room that is left when all has gone that ends or yields by itself: active work, and the
+    reservations that have been asked for.
+    """
+
+    def __init__(self, book: Book, asking: Sequence[str]):
+        """`asking` ask for room now: they yield it to each other last."""
+        self._book = book
+        self._gone: dict[str, Holding] = {}
+        for holding in list(book.holdings.values()):
+            if holding.asked or (holding.active and not holding.pinned):
+                self._gone[holding.ticket_id] = holding
+                book.remove(holding)
+        reclaimable = book.reservations.reclaimable
+        left = [h for h in book.holdings.values() if h.ticket_id not in reclaimable]
+        idle = [*reclaimable.values(), *(h for h in left if not (h.active or h.pinned))]
+        newcomers = frozenset(asking)
+        self._order = sorted(idle, key=lambda holding: holding.ticket_id in newcomers)
+
+    def grow(self, grower: Waiter) -> None:
+        """A reservation that waits to grow goes before those that wait to start."""
+        holding = grower.holding
+        if holding.ticket_id in self._book.holdings and not self._blocked_by(grower):
+            self._book.resize(holding, grower.wants)
+
+    def let_in(self, holding: Holding) -> None:
+        """One that waited comes in. If it is active it ends by itself."""
+        if not holding.active or holding.pinned:
+            self._book.add(holding)
+        if not (holding.active or holding.pinned):
+            self._order.append(holding)
+
+    def take_for(self, waiter: Waiter) -> list[str]:
+        """Take away the reservations that must go before it fits: none that could stay."""
+        required = waiter.holding.requires
+        back = [self._gone[id] for id in required if id in self._gone]
+        for holding in back:
+            self._book.add(holding)
+        taken = self._needed_by(waiter, self._take_until_it_fits(waiter))
+        for holding in back:
+            self._book.remove(holding)
+        return [holding.ticket_id for holding in taken]
+
+    def _take_until_it_fits(self, waiter: Waiter) -> list[Holding]:
+        book, holding = self._book, waiter.holding
+        idle = [other for other in self._order if other.ticket_id not in holding.requires]
+        in_group = [other for other in idle if other.group is holding.group]
+        taken: list[Holding] = []
+        for what, candidates in (("group", in_group), ("ceiling", idle)):
+            for other in candidates:
+                if self._blocked_by(waiter) != what:
+                    break
+                if other.ticket_id in book.holdings:
+                    book.remove(other)
+                    taken.append(other)
+        return taken
+
+    def _needed_by(self, waiter: Waiter, taken: list[Holding]) -> list[Holding]:
+        """Put back what can stay, which is all of it where all is not enough."""
+        book = self._book
+        needed: list[Holding] = []
+        fits = self._blocked_by(waiter) is None
+        for other in reversed(taken):
+            book.add(other)
+            if fits and self._blocked_by(waiter) is not None:
+                book.remove(other)
+                needed.insert(0, other)
+        return needed
+
+    def _blocked_by(self, waiter: Waiter) -> str | None:
+        try:
+            return self._book.blocked_by(
+                waiter.holding.group, waiter.wants, waiter.holding if waiter.grows else None
+            )
+        except PolicyError:
+            return "group"
