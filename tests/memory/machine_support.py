@@ -8,12 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import attrs
+from hypothesis.stateful import RuleBasedStateMachine
 
 from tests.memory.naive import Decision, Naive, Ticket, limit_of
 from wiredactors.memory import messages as m
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.events import TicketSnapshot, WiredMemoryEvent
 from wiredactors.memory.ledger import Ledger
+from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.policies import (
     WiredBudgetPolicy,
     WiredFixedPolicy,
@@ -213,6 +215,7 @@ class Twin:
                     ticket.pinned,
                     ticket.requires,
                     now,
+                    reclaimable=ticket.reclaimable,
                 )
             case m.End(id) if naive.knows(id):
                 return naive.end(id, now)
@@ -227,6 +230,8 @@ class Twin:
             case m.LimitWritten(previous=previous) if not self._wrote:
                 self._wrote = True
                 return self._learn(previous or 0, now)
+            case m.Observe(reading):
+                return naive.press(0 if reading is None else self._excess(reading), now)
             case m.Configure():
                 return naive.configure(command.configuration, command.ceiling, now)
             case m.Close():
@@ -239,6 +244,13 @@ class Twin:
             return []
         return self.naive.learn_baseline(previous, now)
 
+    def _excess(self, reading: MemoryReading) -> int:
+        held = sum(size for _, size in self.naive.running)
+        if self.naive.ceiling >= reading.total_bytes:
+            return 0
+        free = reading.available_bytes + min(reading.footprint_bytes, held)
+        return max(0, int(self.naive.ceiling) - free)
+
     def compare(self, ledger: Ledger) -> None:
         """See that the ledger's state is that of the rules."""
         naive = self.naive
@@ -249,3 +261,109 @@ class Twin:
         assert {waiter.ticket_id: waiter.passed for waiter in ledger._queue} == naive.passed
         assert [(grower.ticket_id, grower.wants) for grower in ledger._growers] == naive.growing
         assert not naive.running or ledger.baseline == naive.baseline
+
+
+class Host(RuleBasedStateMachine):
+    """A ledger in the hands of one that carries its effects out, with a backend.
+
+    Attributes:
+        under_way: the limit whose write has no outcome yet.
+        deferring, refusing: how the backend takes a write.
+        learned: what the first write that it took said of the limit before.
+        unsettled: how many commands more belong to this turn.
+    """
+
+    unsettled = 0
+
+    def open_ledger(
+        self,
+        configuration: WiredMemoryConfiguration,
+        *,
+        ceiling: int | None,
+        supported: bool,
+        device: int | None,
+    ) -> None:
+        self.configuration = configuration
+        self.ceiling = ceiling
+        self.supported = supported
+        self.ledger = Ledger(configuration, ceiling=ceiling, writes=supported)
+        self.replica = Replica(ceiling, fit=configuration.wired_mode == "fit")
+        self.twin = Twin(configuration, ceiling)
+        self.now = 0.0
+        self.backend_limit = device
+        self.requests: list[Request] = []
+        self.under_way: int | None = None
+        self.learned: int | None = None
+        self.refusing = self.deferring = False
+        self.settled = True
+
+    def request(self) -> Request:
+        request = Request()
+        self.requests.append(request)
+        return request
+
+    def send(self, command: m.Command) -> None:
+        if self.unsettled:
+            self.unsettled -= 1
+        self.settled = False
+        self.carry_out(self.receive(command))
+        if not self.unsettled:
+            self.settle()
+
+    def receive(self, command: m.Command) -> list[m.Effect]:
+        """The ledger decides what the naive rules decide."""
+        effects = self.ledger.receive(command, self.now)
+        assert decisions_in(effects) == self.twin.receive(command, self.now)
+        self.twin.compare(self.ledger)
+        self.after_command()
+        return effects
+
+    def settle(self) -> None:
+        self.unsettled = 0
+        self.settled = True
+        self.carry_out(self.ledger.settle(self.now))
+
+    def carry_out(self, effects: list[m.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case WiredMemoryEvent():
+                    self.before_event(effect)
+                    self.replica.take(effect)
+                case m.WriteLimit(limit):
+                    assert self.supported
+                    assert self.configuration.wired_mode != "off"
+                    assert self.under_way is None
+                    self.under_way = limit
+                case m.Answer(requests, limit):
+                    assert isinstance(limit, int)
+                    for request in requests:
+                        assert not request.cancelled
+                        request.answers += 1
+                        if isinstance(request.command, m.Start):
+                            assert self.ledger.size_of(request.command.ticket_id) is not None
+                case m.Refuse(request, error):
+                    assert not request.cancelled
+                    request.refusals.append(error)
+                case m.Reclaim(ticket):
+                    assert self.ledger.is_asked(ticket)
+        if self.under_way is not None and not self.deferring:
+            limit, self.under_way = self.under_way, None
+            self.carry_out(self.receive(self.outcome_of(limit)))
+            self.settle()
+
+    def outcome_of(self, limit: int) -> m.Command:
+        if self.refusing:
+            return m.LimitRefused(limit, "ValueError: no")
+        previous = self.backend_limit
+        if self.learned is None:
+            leftover = previous is None or (self.ceiling is not None and previous >= self.ceiling)
+            self.learned = 0 if leftover else previous
+        if previous is not None:
+            self.backend_limit = limit
+        return m.LimitWritten(limit, previous)
+
+    def after_command(self) -> None:
+        """Look at the state between two commands."""
+
+    def before_event(self, event: WiredMemoryEvent) -> None:
+        """Look at an event beside what went before it."""

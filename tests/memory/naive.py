@@ -9,6 +9,7 @@ the top.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import attrs
 
@@ -36,6 +37,7 @@ class Ticket:
     arrival: int
     wants: int
     passed: int = 0
+    reclaimable: bool = False
 
 
 class Naive:
@@ -50,6 +52,7 @@ class Naive:
     def __init__(self, configuration: WiredMemoryConfiguration, ceiling: int | None):
         self.configuration = configuration
         self.ceiling = math.inf if ceiling is None else ceiling
+        self.excess = 0  # taken off the ceiling by others, for admission
         self.baseline = 0  # until the first ticket comes
         self._learned = 0
         self._live: list[Ticket] = []  # in the order of admission
@@ -83,6 +86,29 @@ class Naive:
         """Whether it lives or waits."""
         return any(ticket.id == ticket_id for ticket in [*self._live, *self._queue])
 
+    def may_yield_to(self, ticket_id: str) -> list[str]:
+        """The live reservations that may be asked to go for one that waits."""
+        ticket = _find([*self._growers, *self._queue], ticket_id)
+        return [
+            other.id
+            for other in self._live
+            if other.reclaimable
+            and other.size
+            and other is not ticket
+            and other.id not in ticket.requires
+        ]
+
+    def fits_without(self, ticket_id: str, gone: Iterable[str]) -> bool:
+        """Whether one that waits would fit if these had ended."""
+        ticket = _find([*self._growers, *self._queue], ticket_id)
+        gone = set(gone)
+        left = [other for other in self._live if other.id not in gone]
+        return self._lacks_beside(left, ticket, self.ceiling - self.excess) is None
+
+    def barred(self, now: float) -> list[str]:
+        """Those for whom nothing is free, because it is kept for others."""
+        return [ticket.id for ticket in self._barred(now)]
+
     def limit(self) -> int:
         """The limit that the live tickets ask for."""
         fit = self.configuration.wired_mode == "fit"
@@ -106,11 +132,14 @@ class Naive:
         pinned: bool,
         requires: tuple[str, ...],
         now: float,
+        *,
+        reclaimable: bool = False,
     ) -> list[Decision]:
         """A ticket, neither live nor waiting, asks to come in."""
         ticket = Ticket(
             ticket_id, size, kind, policy, priority, pinned, requires, now, self._arrivals, size
         )
+        ticket.reclaimable = reclaimable
         self._arrivals += 1
         if self._is_in_conflict(ticket):
             return [("refused", ticket_id)]
@@ -176,6 +205,11 @@ class Naive:
         self._capture_baseline()
         return self._serve(now)
 
+    def press(self, excess: int, now: float) -> list[Decision]:
+        """Others take so much of what the ceiling allows."""
+        self.excess = excess
+        return self._serve(now)
+
     def configure(
         self, configuration: WiredMemoryConfiguration, ceiling: int | None, now: float
     ) -> list[Decision]:
@@ -216,7 +250,8 @@ class Naive:
                 return [("grown", ticket.id)]
         active = [ticket for ticket in self._live if ticket.kind == "active"]
         growing = [ticket for ticket in self._growers if ticket.kind == "active"]
-        if growing and len(growing) == len(active):  # none of them would ever end
+        stuck = growing and len(growing) == len(active)  # none of them would ever end
+        if stuck and not any(self.fits_without(t.id, self.may_yield_to(t.id)) for t in growing):
             return [self._refuse(growing[-1])]
         return []
 
@@ -289,21 +324,21 @@ class Naive:
 
     def _blocked_by(self, ticket: Ticket) -> str | None:
         """What keeps it from the size that it wants."""
-        return self._lacks_beside(self._live, ticket)
+        return self._lacks_beside(self._live, ticket, self.ceiling - self.excess)
 
     def _is_impossible(self, ticket: Ticket) -> bool:
         """Whether it would not fit though all had ended that may end."""
         stays = [other for other in self._live if other.pinned or other.id in ticket.requires]
-        return self._lacks_beside(stays, ticket) is not None
+        return self._lacks_beside(stays, ticket, self.ceiling) is not None
 
-    def _lacks_beside(self, others: list[Ticket], ticket: Ticket) -> str | None:
+    def _lacks_beside(self, others: list[Ticket], ticket: Ticket, ceiling: float) -> str | None:
         """What keeps it from the size that it wants, if it were alone with `others`."""
         others = [other for other in others if other is not ticket]
         if not ticket.policy.can_admit(self.baseline, _sizes(others, ticket.policy), ticket.wants):
             return "group"
         held = self.baseline + sum(other.size for other in others)
         bases = sum(policy.base_bytes for policy in _policies([*others, ticket]))
-        return None if held + bases + ticket.wants <= self.ceiling else _CEILING
+        return None if held + bases + ticket.wants <= ceiling else _CEILING
 
 
 def limit_of(tickets: list[Ticket], baseline: int, ceiling: float, *, fit: bool) -> int:
@@ -331,4 +366,6 @@ def _policies(tickets: list[Ticket]) -> list[WiredMemoryPolicy]:
 
 
 def _find(tickets: list[Ticket], ticket_id: str) -> Ticket:
-    return next(ticket for ticket in tickets if ticket.id == ticket_id)
+    found = [ticket for ticket in tickets if ticket.id == ticket_id]
+    assert found, f"no {ticket_id} there"
+    return found[0]

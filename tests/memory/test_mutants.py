@@ -18,11 +18,14 @@ from tests.memory.test_ledger_machine import LedgerMachine
 from wiredactors.memory.admission import Admission
 from wiredactors.memory.answers import Answers
 from wiredactors.memory.book import Book
+from wiredactors.memory.desk import Desk
 from wiredactors.memory.journal import Journal
 from wiredactors.memory.lane import Lane
-from wiredactors.memory.ledger import Ledger
 from wiredactors.memory.limit import LimitControl
+from wiredactors.memory.outside import OutsidePressure
+from wiredactors.memory.pressure import Pressure
 from wiredactors.memory.queue import WaitQueue
+from wiredactors.memory.yielding import Plans
 
 #: Replaces one method by what is made of it.
 Patch = Callable[[type, str, Callable[[Any], Any]], None]
@@ -133,7 +136,7 @@ def nobody_follows_one_that_gives_up(patch: Patch) -> None:
 
         return leave_queue
 
-    patch(Ledger, "_leave_queue", change)
+    patch(Desk, "_leave_queue", change)
 
 
 def a_cancelled_start_keeps_its_bytes(patch: Patch) -> None:
@@ -146,7 +149,7 @@ def a_cancelled_start_keeps_its_bytes(patch: Patch) -> None:
 
         return cancel_start
 
-    patch(Ledger, "_cancel_start", change)
+    patch(Desk, "cancel_start", change)
 
 
 def the_baseline_does_not_come_back(patch: Patch) -> None:
@@ -158,6 +161,35 @@ def the_baseline_does_not_come_back(patch: Patch) -> None:
         return next_write
 
     patch(LimitControl, "next_write", change)
+
+
+def nobody_is_asked_to_yield(patch: Patch) -> None:
+    patch(Pressure, "look", lambda _original: lambda self: None)
+
+
+def the_most_recently_used_is_asked_first(patch: Patch) -> None:
+    def change(original):
+        def plans(self, book):
+            original(self, book)
+            self._left.reverse()
+
+        return plans
+
+    patch(Plans, "__init__", change)
+
+
+def those_who_yield_too_little_are_asked_all_the_same(patch: Patch) -> None:
+    def change(original):
+        def for_waiter(self, waiter):
+            return original(self, waiter) or self._left[:1] or None
+
+        return for_waiter
+
+    patch(Plans, "for_waiter", change)
+
+
+def others_are_not_reckoned_with(patch: Patch) -> None:
+    patch(OutsidePressure, "observe", lambda _original: lambda self, *_, **__: False)
 
 
 def an_event_skips_a_number(patch: Patch) -> None:
@@ -190,6 +222,10 @@ MUTANTS = [
     nobody_follows_one_that_gives_up,
     a_cancelled_start_keeps_its_bytes,
     the_baseline_does_not_come_back,
+    nobody_is_asked_to_yield,
+    the_most_recently_used_is_asked_first,
+    those_who_yield_too_little_are_asked_all_the_same,
+    others_are_not_reckoned_with,
     an_event_skips_a_number,
     one_that_waits_for_a_write_has_no_answer,
 ]
