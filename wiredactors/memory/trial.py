@@ -183,7 +183,7 @@ class _Scratch(Ledger):
         super().__init__(original.configuration, ceiling=original._book.ceiling, writes=False)
         copy_tickets(original._book, original._admission, into=(self._book, self._admission))
         self._settlement.copy_baseline(original._settlement)
-        self._closed = original._closed
+        self._desk.closed = original._desk.closed
 
     def yielding(
         self, asking: Sequence[str], asked_for: dict[str, list[str]]
