@@ -69,4 +69,4 @@ def test_a_start_that_was_answered_is_taken_out_no_more():
     answers.owe_again("b", t)
     assert answers.take_of_turn() == ["a", "b"]
     assert answers.take_starts_of(t) == []
-    assert t.started_again == []
+    assert t.started_again == ()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from typing import Any, assert_never
 
 import attrs
@@ -149,21 +149,19 @@ class WiredMemoryManager:
 
     # -- for tickets
 
-    async def start_ticket(self, ticket: WiredMemoryTicket, *, exclusive: bool = False) -> int:
+    def start_ticket(
+        self, ticket: WiredMemoryTicket, *, exclusive: bool = False
+    ) -> Coroutine[Any, Any, int]:
         """See `WiredMemoryTicket.start`."""
+        # Not a coroutine around a coroutine: thousands may wait in it.
         if self._inert:
-            await trio.lowlevel.checkpoint()
-            return 0
-        request = Request(ticket)
-        return await self._ask(
-            m.Start(ticket, request, exclusive), lambda: m.CancelStart(ticket.id, request)
-        )
+            return _do_nothing()
+        return self._ask(m.Start(ticket, Request(ticket), exclusive), m.CancelStart)
 
     async def end_ticket(self, ticket: WiredMemoryTicket) -> int:
         """See `WiredMemoryTicket.end`."""
         if self._inert:
-            await trio.lowlevel.checkpoint()
-            return 0
+            return await _do_nothing()
         try:
             return await self._ask(m.End(ticket.id, Request(ticket)))
         except ManagerClosed:  # it has ended all that there was
@@ -178,12 +176,9 @@ class WiredMemoryManager:
         """See `WiredMemoryTicket.resize`."""
         if self._inert or self._served:  # it holds nothing here
             ticket.size = size
-            await trio.lowlevel.checkpoint()
-            return 0
+            return await _do_nothing()
         request = Request(ticket, new_size=size)
-        return await self._ask(
-            m.Resize(ticket.id, size, request), lambda: m.CancelResize(ticket.id, request)
-        )
+        return await self._ask(m.Resize(ticket.id, size, request), m.CancelResize)
 
     def touch_ticket(self, ticket: WiredMemoryTicket) -> None:
         """See `WiredMemoryTicket.touch`."""
@@ -200,24 +195,25 @@ class WiredMemoryManager:
             await self._asked.setdefault(ticket.id, trio.Event()).wait()
 
     @trio.lowlevel.enable_ki_protection
-    async def _ask(self, command: m.Asking, undo: Callable[[], m.Command] | None = None) -> int:
+    async def _ask(self, command: m.Asking, undo: type[m.Undoing] | None = None) -> int:
         """Send a command and wait for the answer.
 
-        When the wait is cancelled, or interrupted by Ctrl-C, what `undo` makes goes out, and the
-        exception goes on when the manager has dealt with that, which takes it no more than its
-        turn: nothing is left behind then. A refusal that came first is not lost over a
-        cancellation.
+        When the wait is cancelled, or interrupted by Ctrl-C, an `undo` goes out, and the exception
+        goes on when the manager has dealt with that, which takes it no more than its turn:
+        nothing is left behind then. A refusal that came first is not lost over a cancellation.
         """
         request: Request = command.reply
         if self._served:
             raise ManagerClosed("the manager has closed: open one round all that uses its tickets")
         self._mailbox.put(command)
+        del command  # what waits long should hold little
         self._open_requests.add(request)
         try:
             request.sender = trio.lowlevel.current_task()
             await trio.lowlevel.wait_task_rescheduled(request.leave)
         except BaseException as reason:
-            if undo is not None and self._post(undo()):
+            ticket = request.ticket
+            if undo is not None and ticket is not None and self._post(undo(ticket.id, request)):
                 request.taken_back = trio.Event()
                 with trio.CancelScope(shield=True):
                     await request.taken_back.wait()
@@ -365,6 +361,12 @@ class WiredMemoryManager:
             return False
         self._mailbox.put(command)
         return True
+
+
+async def _do_nothing() -> int:
+    """What a ticket does where there is nothing to do; the limit is 0."""
+    await trio.lowlevel.checkpoint()
+    return 0
 
 
 def _say_taken_back(request: Request) -> None:

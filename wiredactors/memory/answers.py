@@ -27,7 +27,7 @@ class Answers:
     def owe_again(self, reply: Reply, holding: Holding) -> None:
         """The same of a start of a ticket that runs already."""
         self._of_turn[reply] = holding
-        holding.started_again.append(reply)
+        holding.started_again += (reply,)
 
     def forget(self, reply: Reply) -> bool:
         """Nobody waits for `reply` any more; whether anybody did."""
@@ -35,7 +35,7 @@ class Answers:
             if reply in lot:
                 again = lot.pop(reply)
                 if again is not None:
-                    again.started_again.remove(reply)
+                    _forget_start(again, reply)
                 return True
         return False
 
@@ -71,5 +71,9 @@ class Answers:
 def _replies(lot: _Lot) -> list[Reply]:
     for reply, again in lot.items():
         if again is not None:
-            again.started_again.remove(reply)
+            _forget_start(again, reply)
     return list(lot)
+
+
+def _forget_start(holding: Holding, reply: Reply) -> None:
+    holding.started_again = tuple(r for r in holding.started_again if r is not reply)

@@ -45,7 +45,7 @@ class _Copies:
         group = self._groups.get(holding.group)
         if group is None:
             group = self._groups[holding.group] = holding.group.emptied()
-        return attrs.evolve(holding, group=group, reply=object(), started_again=[])
+        return attrs.evolve(holding, group=group, reply=object(), started_again=())
 
     def of_waiter(self, waiter: Waiter, holding: Holding) -> Waiter:
         return attrs.evolve(waiter, holding=holding, reply=object(), lane=None)

@@ -31,7 +31,7 @@ class Holding:
     requires: tuple[str, ...]
     since: float
     reply: Any = None
-    started_again: list[Any] = attrs.field(factory=list)
+    started_again: tuple[Any, ...] = ()
     used_at: float = 0.0
     asked: bool = False
 

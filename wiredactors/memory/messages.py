@@ -148,6 +148,8 @@ Command = (
 
 #: Commands whose sender waits for an answer.
 Asking = Start | End | Resize | Configure
+#: What one of these sends when it gives up.
+Undoing = CancelStart | CancelResize
 
 
 @attrs.frozen
