@@ -129,6 +129,12 @@ class ReplayMachine(RuleBasedStateMachine):
     def observe(self, available, footprint):
         self.after(self.driver.observe, available, footprint)
 
+    @rule(size=st.sampled_from([0, 10, 30]))
+    def a_cache_that_is_asked_gives_a_part(self, size):
+        for ticket in self.driver.ledger.snapshot().tickets:
+            if ticket.asked:
+                self.after(self.driver.resize, ticket.ticket_id, size)
+
     @rule()
     def observe_nothing(self):
         self.after(self.driver.send, m.Observe(None, "OSError: no"))
@@ -279,6 +285,40 @@ def test_a_waiting_reservation_has_not_been_used():
     state = wa.replay(first, driver.events)
     assert [ticket.used_at for ticket in state.tickets] == [2.0]
     assert state == driver.ledger.snapshot()
+
+
+def test_a_cache_that_was_asked_and_gave_a_part_may_be_asked_again():
+    driver, first = history()
+    driver.reserve("cache", 80, reclaimable=True)
+    driver.start("waits", 60)
+    asked = wa.replay(first, driver.events)
+    assert [ticket.asked for ticket in asked.tickets] == [True]
+    driver.cancel(driver.start("other", 90))
+    driver.resize("cache", 40)
+    state = wa.replay(asked, driver.events)
+    assert [ticket.asked for ticket in state.tickets] == [False, False]
+    assert state == driver.ledger.snapshot()
+
+
+def test_one_that_waits_to_grow_keeps_its_place_until_it_has_grown_or_not():
+    driver, first = history()
+    driver.start("a", 40)
+    driver.start("b", 40)
+    for ends_by in ("cancelled", "refused", "grown"):
+        resize = driver.resize("a", 65)
+        state = wa.replay(first, driver.events)
+        assert [ticket.wants_size for ticket in state.tickets] == [65, None]
+        if ends_by == "cancelled":
+            driver.cancel_resize(resize)
+        elif ends_by == "refused":
+            driver.resize("b", 65)  # both wait to grow, so the last to ask is refused
+            driver.cancel_resize(resize)
+        else:
+            driver.resize("b", 30)
+        state = wa.replay(first, driver.events)
+        assert [ticket.ticket_id for ticket in state.tickets] == ["a", "b"]
+        assert [ticket.wants_size for ticket in state.tickets] == [None, None]
+        assert state == driver.ledger.snapshot()
 
 
 def test_events_that_the_snapshot_includes_are_skipped():
