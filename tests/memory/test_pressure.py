@@ -129,6 +129,49 @@ def test_a_ticket_that_wants_to_grow_asks_too(driver):
     assert grown.answered
 
 
+def test_each_that_wants_to_grow_is_looked_at_not_the_first_only(driver):
+    d = driver(ceiling=100)
+    cache(d, "cache", 30, WiredSumPolicy())
+    d.start("a", 30)
+    d.start("b", 30)
+    d.resize("a", 95)
+    b = d.resize("b", 55)
+    assert d.asked == ["cache"], "not enough for a, but for b"
+    d.end("cache")
+    assert b.answered
+
+
+def test_the_base_that_goes_with_the_last_of_a_group_counts(driver):
+    d = driver(ceiling=100)
+    policy = WiredBudgetPolicy(base_bytes=15, id="with a base")
+    cache(d, "one", 30, policy)
+    cache(d, "two", 30, policy)
+    job = d.start("job", 90)
+    assert d.asked == ["one", "two"]
+    d.end("one")
+    d.end("two")
+    assert job.answered
+
+
+def test_two_caches_that_want_to_grow_do_not_ask_each_other(driver):
+    d = driver(ceiling=100)
+    cache(d, "a", 20, WiredSumPolicy())
+    cache(d, "b", 20, WiredSumPolicy())
+    d.start("x", 60)
+    d.resize("a", 35)
+    d.resize("b", 35)
+    assert d.asked == ["b"]
+
+
+def test_one_that_gave_a_part_is_still_the_first_to_be_asked_for_more(driver):
+    d = driver(ceiling=100)
+    cache(d, "old", 40)
+    cache(d, "young", 40)
+    d.start("job", 50, SUM100)
+    d.resize("old", 20)
+    assert d.asked == ["old", "old"]
+
+
 def test_one_that_wants_to_grow_beyond_what_they_hold_is_refused_and_they_are_kept(driver):
     d = driver(ceiling=100)
     d.reserve("model", 30, SUM100)

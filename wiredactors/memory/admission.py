@@ -113,12 +113,11 @@ class Admission:
         barred = not waiter.grows and waiter.key > barriers.of(group)
         return barriers.kept_for(group) if barred else None
 
-    def first_of_each_lane(self, now: float) -> list[Waiter]:
-        """Those who are the first in their lanes, in the order in which they may come in."""
+    def next_in_line(self, now: float) -> list[Waiter]:
+        """Who could be the next to grow, or in its lane to come in, in the order of the ledger."""
         barriers = self._barriers(now)
         heads = sorted((lane.head for lane in self.queue.lanes), key=lambda head: head.key)
-        growing = [lane.head for lane in self.growers.lanes]
-        return growing + [h for h in heads if h.key <= barriers.of(h.holding.group)]
+        return [*self.growers] + [h for h in heads if h.key <= barriers.of(h.holding.group)]
 
     # -- those that wait to grow
 

@@ -34,7 +34,7 @@ class Book:
         self.excess = 0  # what admission is tightened by meanwhile
         self.total = 0
         self.active = 0
-        self._base_total = 0  # of the policies of groups that hold something
+        self.base_total = 0  # of the policies of groups that hold something
 
     # -- groups
 
@@ -74,7 +74,7 @@ class Book:
     def add(self, holding: Holding) -> None:
         group, size = holding.group, holding.size
         if not group.sizes.length:
-            self._base_total += group.base_bytes
+            self.base_total += group.base_bytes
             self.groups[group.id] = group
         group.sizes.add(size)
         self.holdings[holding.ticket_id] = holding
@@ -92,7 +92,7 @@ class Book:
         group.sizes.remove(size)
         self.total -= size
         if not group.sizes.length:
-            self._base_total -= group.base_bytes
+            self.base_total -= group.base_bytes
             self._keep_or_drop(group)
         if holding.active:
             self.active -= 1
@@ -149,7 +149,7 @@ class Book:
         if self.ceiling is None:
             return True
         base = 0 if held.length else group.base_bytes
-        room = self.ceiling - self.excess - self.baseline - self.total - self._base_total
+        room = self.ceiling - self.excess - self.baseline - self.total - self.base_total
         return size <= room - base
 
     def available(self, group: Group, growing: Holding | None = None) -> int:
@@ -167,7 +167,7 @@ class Book:
         """What the ceiling leaves to `group`, less than 0 where it is overdrawn."""
         if self.ceiling is None:
             return _BOUNDLESS
-        room = self.ceiling - self.excess - self.baseline - self.total - self._base_total
+        room = self.ceiling - self.excess - self.baseline - self.total - self.base_total
         return room if group.sizes.length else room - group.base_bytes
 
     def check_limit_with(self, group: Group, size: int, growing: Holding | None = None) -> None:

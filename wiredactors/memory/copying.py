@@ -25,6 +25,8 @@ def copy_tickets(book: Book, admission: Admission, *, into: tuple[Book, Admissio
         new_book.add(copies.of(holding))
     for ticket_id in book.reservations.reclaimable:  # in the order of their use
         new_book.reservations.used(new_book.holdings[ticket_id])
+    for ticket_id in book.reservations.asked:
+        new_book.reservations.ask(new_book.holdings[ticket_id])
     for waiter in admission.queue:
         copy = copies.of_waiter(waiter, copies.of(waiter.holding))
         new_admission.queue.add(copy)

@@ -220,7 +220,6 @@ class Desk:
 
     def _change_size(self, holding: Holding, size: int, reply: m.Reply) -> None:
         self._book.resize(holding, size)
-        holding.asked = False  # it has given what it would, and may be asked again
         self._settlement.changed = True
         self._journal.emit_ticket(EventKind.TICKET_RESIZED, holding)
         self._answers.owe(reply)

@@ -155,10 +155,7 @@ class Ledger:
         self._desk.max_waiters = command.configuration.max_waiters
         self._book.ceiling = command.ceiling
         self._admission.configure(command.configuration)
-        details = {
-            "ceiling": command.ceiling,
-            "aging_seconds": command.configuration.aging_seconds,
-        }
+        details = {"ceiling": command.ceiling, **attrs.asdict(command.configuration)}
         self._journal.emit(EventKind.CONFIGURATION_UPDATED, details=details)
         self._settlement.configure(command.configuration)
         self._settlement.answers.owe(command.reply)

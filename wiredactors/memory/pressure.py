@@ -1,7 +1,7 @@
 """Pressure: which reservations must go so that those who wait fit, and who is asked to yield.
 
-Only the first that waits in each lane is looked at, in the order of the ledger, unless another's
-room bars it. For each of them:
+Looked at are those who wait to grow, and the first in each lane of those who wait to start unless
+another's room bars it, all in the order of the ledger. For each of them:
 
 - Where enough reclaimable reservations would make it fit, their owners are asked for them, the
   least recently used first; all or nothing. It comes in when they really have ended.
@@ -24,7 +24,7 @@ from wiredactors.memory.yielding import Plans
 
 
 class Pressure:
-    """Looks once a turn; it costs O(lanes + reclaimable reservations), and only while any wait."""
+    """Looks once a turn while any wait; it costs O(lanes + growers + what is asked for)."""
 
     def __init__(self, book: Book, admission: Admission, journal: Journal):
         self._book = book
@@ -37,7 +37,7 @@ class Pressure:
         if self._admission.idle or not (reservations.reclaimable or reservations.kept_bytes):
             return
         plans = Plans(self._book)
-        for waiter in self._admission.first_of_each_lane(self._journal.now):
+        for waiter in self._admission.next_in_line(self._journal.now):
             yielding = plans.for_waiter(waiter)
             if yielding is None:
                 self._say(waiter, needs_idle_bytes(self._book, waiter), [])
@@ -58,7 +58,7 @@ class Pressure:
         waiter.said_to_need = needed_bytes
 
     def _ask(self, holding: Holding) -> None:
-        holding.asked = True
+        self._book.reservations.ask(holding)
         self._journal.emit_ticket(EventKind.RECLAIM_REQUESTED, holding)
         self._journal.effect(m.Reclaim(holding.ticket_id))
 

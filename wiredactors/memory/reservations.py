@@ -13,11 +13,15 @@ class Reservations:
 
     Attributes:
         reclaimable: those whose owners would give them up, the least recently used first.
+        asked: those of them that have been asked to, in that order.
+        reclaimable_bytes: of all of them.
         kept_bytes: of all others.
     """
 
     def __init__(self) -> None:
         self.reclaimable: dict[str, Holding] = {}
+        self.asked: dict[str, Holding] = {}
+        self.reclaimable_bytes = 0
         self.kept_bytes = 0
         self._kept_in: Counter[Group] = Counter()  # bytes
         self._kept_count: Counter[Group] = Counter()
@@ -25,6 +29,7 @@ class Reservations:
     def add(self, holding: Holding) -> None:
         if holding.reclaimable:
             self.reclaimable[holding.ticket_id] = holding
+            self.reclaimable_bytes += holding.size
         else:
             self._kept_count[holding.group] += 1
             self._keep(holding.group, holding.size)
@@ -32,6 +37,8 @@ class Reservations:
     def remove(self, holding: Holding) -> None:
         if holding.reclaimable:
             del self.reclaimable[holding.ticket_id]
+            self.asked.pop(holding.ticket_id, None)
+            self.reclaimable_bytes -= holding.size
             return
         group = holding.group
         self._keep(group, -holding.size)
@@ -40,9 +47,19 @@ class Reservations:
             del self._kept_count[group], self._kept_in[group]
 
     def resized(self, holding: Holding, change: int) -> None:
-        """Its size has changed by `change` bytes."""
-        if not holding.reclaimable:
+        """Its size has changed by `change` bytes; it has given what it would, and can be asked
+        again."""
+        if holding.reclaimable:
+            holding.asked = False
+            self.asked.pop(holding.ticket_id, None)
+            self.reclaimable_bytes += change
+        else:
             self._keep(holding.group, change)
+
+    def ask(self, holding: Holding) -> None:
+        """A reclaimable one is asked to yield."""
+        holding.asked = True
+        self.asked[holding.ticket_id] = holding
 
     def used(self, holding: Holding) -> None:
         """A reclaimable one was used: it yields after all others."""
