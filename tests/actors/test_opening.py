@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from wiredactors.actors.opening import memory_reader
 from wiredactors.engine.machine import read_host_memory
 from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.tickets import open_manager_slot
+from wiredactors.testing import RecordingBackend
 
 POLICY = wa.WiredSumPolicy(cap=100)
 
@@ -149,3 +151,26 @@ print([name for name in sys.modules if name.split(".")[0] in ("mlx", "mlx_lm", "
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_backend_whose_reading_is_nonsense_is_told_of_and_harms_nobody(autojump_clock):
+    class Nonsense(RecordingBackend):
+        reads = 0
+
+        def memory_reading(self):
+            self.reads += 1
+            return 5 if self.reads > 1 else None
+
+    backend = Nonsense(100)
+    async with wa.open_manager(backend=backend) as manager, manager.events() as events:
+        async with wa.WiredSumPolicy().ticket(60).wired_limit() as limit:
+            await trio.sleep(60)
+            assert limit == backend.limit == 60
+        errors = []
+        with contextlib.suppress(trio.WouldBlock):
+            while True:
+                errors.append(events.receive_nowait().error)
+    assert [error for error in errors if error] == [
+        "TypeError: memory_reading() must return a MemoryReading or None, not 5"
+    ]
+    assert backend.limit == 0

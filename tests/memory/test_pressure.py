@@ -202,6 +202,24 @@ def test_one_that_fits_only_if_idle_models_went_waits_and_says_how_many_bytes(dr
     assert job.answered
 
 
+def test_what_a_larger_cache_has_to_give_is_what_is_missing(driver):
+    d = driver(ceiling=100)
+    cache(d, "cache", 60)
+    d.start("job", 50, SUM100)
+    assert d.last("pressure").details == {"needed_bytes": 10, "asked": ["cache"]}
+    d.resize("cache", 50)
+    assert d.ledger.explain("job", d.now).state == "running"
+
+
+def test_what_others_take_is_not_asked_of_idle_models(driver):
+    d = driver(ceiling=100)
+    d.reserve("model", 5)
+    d.observe(available=30, footprint=5)
+    d.start("job", 90)
+    assert "pressure" not in d.kinds
+    assert d.ledger.explain("job", d.now).needs_idle_bytes == 0
+
+
 def test_it_says_so_again_when_the_bytes_are_others(driver):
     d = driver(ceiling=100)
     d.reserve("model", 70, SUM100)

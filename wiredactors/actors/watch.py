@@ -41,7 +41,7 @@ async def watch_memory(
         reading = None
         try:
             if seconds:
-                reading = read()
+                reading = _checked(read())
             failures = 0
         except Exception as error:  # psutil's, the system's, or a user's own backend's
             failures += 1
@@ -55,3 +55,9 @@ async def watch_memory(
             task_status.started()
             started = True
         await trio.sleep(seconds or _IDLE_SECONDS)
+
+
+def _checked(reading: object) -> MemoryReading | None:
+    if reading is None or isinstance(reading, MemoryReading):
+        return reading
+    raise TypeError(f"memory_reading() must return a MemoryReading or None, not {reading!r}")

@@ -44,7 +44,7 @@ class Pressure:
                 continue
             new = [holding for holding in yielding if not holding.asked]
             if new:
-                self._say(waiter, sum(holding.size for holding in yielding), new)
+                self._say(waiter, _missing_bytes(self._book, waiter), new)
                 for holding in new:
                     self._ask(holding)
 
@@ -63,10 +63,20 @@ class Pressure:
         self._journal.effect(m.Reclaim(holding.ticket_id))
 
 
+def _missing_bytes(book: Book, waiter: Waiter) -> int:
+    """The bytes that must come free before the waiter fits, where they can be reckoned."""
+    group = waiter.holding.group
+    missing: float = waiter.more - book.ceiling_room(group)
+    if group.bound is not None:
+        missing = max(missing, waiter.more - book.group_room(group))
+    return max(0, int(missing))
+
+
 def needs_idle_bytes(book: Book, waiter: Waiter) -> int:
     """The bytes of reservations, not reclaimable ones, that must go before the waiter fits.
 
-    0 where it only waits for active work to end, and for caches to be given up.
+    0 where it only waits for active work to end, for caches to be given up, and for outside pressure
+    to pass.
     """
     group, holding = waiter.holding.group, waiter.holding
     reservations = book.reservations
@@ -75,8 +85,7 @@ def needs_idle_bytes(book: Book, waiter: Waiter) -> int:
     missing: float = 0
     if book.ceiling is not None:
         bases = reservations.kept_base_bytes(group)
-        room = book.ceiling - book.excess - book.baseline - bases - reservations.kept_bytes
-        missing = need - room
+        missing = need - (book.ceiling - book.baseline - bases - reservations.kept_bytes)
     if group.bound is not None:
         room_in_group = group.bound - book.baseline - reservations.kept_in(group)
         missing = max(missing, need - room_in_group)
