@@ -127,7 +127,7 @@ class TestWatching:
             ticket = wa.WiredSumPolicy().ticket(30)
             nursery.start_soon(ticket.start)
             await wait_all_tasks_blocked()
-            assert "others" in manager.explain(ticket.id).reason
+            assert "used outside" in manager.explain(ticket.id).reason
             backend.reading = wa.MemoryReading(100, 100, 0)
             await trio.sleep(6)
             assert manager.explain(ticket.id).state == "running"

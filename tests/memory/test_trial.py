@@ -192,6 +192,19 @@ def test_what_is_no_ticket_is_an_error_that_says_what_is_taken(driver, asking):
         dry_run(driver().ledger, asking, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("one", "advice"),
+    [
+        ((5, SUM), r"pair: put it into a list, \[\(size, policy\)\]"),
+        ([5, SUM], r"pair: put it into a list, \[\(size, policy\)\]"),
+        (ticket("t", 5), r"ticket: put it into a list, \[ticket\]"),
+    ],
+)
+def test_one_alone_is_to_be_put_into_a_list(driver, one, advice):
+    with pytest.raises(TypeError, match=f"not a single {advice}$"):
+        dry_run(driver().ledger, one, 0.0)
+
+
 def test_a_size_that_is_none_is_an_error(driver):
     with pytest.raises(TypeError, match="must be an integer"):
         would_admit(driver(), (5.5, SUM))

@@ -193,14 +193,15 @@ class Explanation:
         size: what it asks for.
         blocked_by: "group" (its policy), "ceiling", "order" (room is kept for one before it), or
             None where it does not wait.
-        behind: the tickets before it in the queue.
+        behind: the tickets before it in the queue; before those, one that waits to grow and that
+            room is kept for.
         available: bytes that its policy and the ceiling would admit now.
-        missing: bytes that must go away before it fits.
+        missing: bytes that must come free before it fits.
         kept_for: the ticket that room is kept for, where that is what blocks it.
         passed: how often a later one that competes with it went first.
         overtake_count: how often it may be, before room is kept for it.
         overtake_at: and when it will have waited so long that room is kept for it anyway.
-        asked: reclaimable reservations whose owners have been asked to yield.
+        asked: reclaimable reservations whose owners have been asked to yield what it lacks.
         needs_idle_bytes: bytes of reservations (idle models) that must be given up before it
             fits; 0 where it only waits for work to end and for caches to yield.
         reason: the same in a sentence.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+
 import attrs
 
 from wiredactors.memory.admission import Admission
 from wiredactors.memory.book import Book
 from wiredactors.memory.errors import PolicyError
 from wiredactors.memory.events import Explanation, Snapshot, TicketSnapshot
+from wiredactors.memory.group import Group
 from wiredactors.memory.holding import Holding
 from wiredactors.memory.journal import Journal
 from wiredactors.memory.lane import Waiter
@@ -62,40 +65,56 @@ def _ticket_snapshot(
     )
 
 
-def explain(book: Book, admission: Admission, ticket_id: str, now: float) -> Explanation:
-    """The explanation for one ticket, waiting, growing, running or unknown."""
+def explain(
+    book: Book,
+    admission: Admission,
+    ticket_id: str,
+    now: float,
+    would_be_asked: Collection[str] = (),
+) -> Explanation:
+    """The explanation for one ticket, waiting, growing, running or unknown.
+
+    `would_be_asked` are those of the asked that only a dry run has asked to yield.
+    """
     for queue in (admission.queue, admission.growers):
         waiter = queue.by_id.get(ticket_id)
         if waiter is not None:
-            behind = tuple(other.ticket_id for other in queue.before(waiter))
-            return _explain_waiter(book, admission, waiter, behind, now)
+            before = [other.ticket_id for other in queue.before(waiter)]
+            return _explain_waiter(book, admission, waiter, before, now, would_be_asked)
     holding = book.holdings.get(ticket_id)
     if holding is None:
         return Explanation(
             ticket_id=ticket_id, state="unknown", reason="it neither runs nor waits here"
         )
+    asked = ", and has been asked to yield" if holding.asked else ""
     return Explanation(
         ticket_id=ticket_id,
         state="running",
-        reason=f"it holds {format_bytes(holding.size)}",
+        reason=f"it holds {format_bytes(holding.size)}{asked}",
         since=holding.since,
         size=holding.size,
     )
 
 
 def _explain_waiter(
-    book: Book, admission: Admission, waiter: Waiter, behind: tuple[str, ...], now: float
+    book: Book,
+    admission: Admission,
+    waiter: Waiter,
+    before: list[str],
+    now: float,
+    would_be_asked: Collection[str],
 ) -> Explanation:
     holding = waiter.holding
     growing = holding if waiter.grows else None
     kept_for = admission.kept_for(waiter, now)
+    if kept_for is not None and kept_for.grows:
+        before.insert(0, kept_for.ticket_id)
     try:
         available = book.available(holding.group, growing)
         blocked_by = book.blocked_by(holding.group, waiter.wants, growing)
     except PolicyError:
         available, blocked_by = 0, "group"
-    reclaimable = book.reservations.reclaimable.values()
-    explanation = Explanation(
+    found = Explanation(
         ticket_id=waiter.ticket_id,
         state="growing" if waiter.grows else "waiting",
         reason="",
@@ -103,45 +122,152 @@ def _explain_waiter(
         waited=now - waiter.since,
         size=waiter.wants,
         blocked_by="order" if kept_for is not None else blocked_by or "order",
-        behind=behind,
+        behind=tuple(before),
         available=available,
-        missing=max(0, waiter.wants - available),
+        missing=_missing(book, waiter, available),
         kept_for=None if kept_for is None else kept_for.ticket_id,
         passed=waiter.passed,
         overtake_count=None if waiter.grows else admission.overtake_count,
         overtake_at=None if waiter.grows else waiter.since + admission.overtake_seconds,
-        asked=tuple(other.ticket_id for other in reclaimable if other.asked),
+        asked=tuple(_asked_of_use(book, waiter)),
         needs_idle_bytes=needs_idle_bytes(book, waiter),
     )
-    return attrs.evolve(explanation, reason=_reason(explanation, book, holding))
-
-
-def _reason(found: Explanation, book: Book, holding: Holding) -> str:
-    what = f"the policy {holding.group.label}"
-    if found.blocked_by == "ceiling":
-        what = "the ceiling over all tickets"
-        if book.excess:
-            what += f", of which others on this machine hold {format_bytes(book.excess)}"
-    elif found.blocked_by == "order":
-        what = f"what is kept free for {found.kept_for or 'one before it'}"
+    refused = blocked_by == "group" and holding.group.bound is None  # it tells of no bytes
     clauses = [
-        f"it needs {format_bytes(found.size or 0)}, "
-        f"{format_bytes(found.available or 0)} is free under {what}",
-        _before(len(found.behind)),
+        *_room(found, book, holding, blocked_by, kept_for, refused=refused),
+        *_to_come_free(found, refused=refused),
+        *_to_yield(found, holding, would_be_asked),
+        *_order(found, admission, waiter),
     ]
-    if found.missing:
-        clauses.append(f"it fits when {format_bytes(found.missing)} more are given back")
-    if found.asked:
-        clauses.append(f"{', '.join(found.asked)} asked to yield")
-    if found.needs_idle_bytes:
-        idle = format_bytes(found.needs_idle_bytes)
-        clauses.append(f"{idle} of it by reservations, which must be given up (idle models)")
-    if found.passed:
-        clauses.append(f"passed {found.passed} of at most {found.overtake_count} times")
-    return "; ".join(clauses)
+    return attrs.evolve(found, reason="; ".join(clauses))
 
 
-def _before(count: int) -> str:
-    if count == 0:
-        return "nobody waits before it"
-    return f"{count} wait{'s' if count == 1 else ''} before it"
+def _missing(book: Book, waiter: Waiter, available: int) -> int:
+    """The bytes that must come free before it fits, more than it wants where all is overdrawn."""
+    group = waiter.holding.group
+    if group.bound is None:  # what it admits is all that is known
+        missing_in_group: float = waiter.wants - available
+    else:
+        missing_in_group = waiter.more - book.group_room(group)
+    return int(max(0, missing_in_group, waiter.more - book.ceiling_room(group)))
+
+
+def _asked_of_use(book: Book, waiter: Waiter) -> Iterator[str]:
+    """Those asked to yield whose bytes it lacks: in its group, or under the ceiling."""
+    holding = waiter.holding
+    under_ceiling = waiter.more > book.ceiling_room(holding.group)
+    for other in book.reservations.asked.values():
+        if (
+            other is not holding
+            and other.ticket_id not in holding.requires
+            and (under_ceiling or other.group is holding.group)
+        ):
+            yield other.ticket_id
+
+
+# -- the same in a sentence, clause by clause
+
+
+def _room(
+    found: Explanation,
+    book: Book,
+    holding: Holding,
+    blocked_by: str | None,
+    kept_for: Waiter | None,
+    *,
+    refused: bool,
+) -> Iterator[str]:
+    """What it asks for, and what there is."""
+    wants = format_bytes(found.size or 0)
+    grows = found.state == "growing"
+    needs = f"it needs {wants}"
+    if grows:
+        needs = f"it holds {format_bytes(holding.size)} and wants {wants}"
+    available = found.available or 0
+    free = f"{format_bytes(available)} are free" if available else "nothing is free"
+    if grows:
+        more = available > holding.size
+        free = f"it could have {format_bytes(available) if more else 'no more'} now"
+    if refused:
+        free = f"its policy {_policy_name(holding.group)} refuses it now"
+    elif kept_for is None and blocked_by is None:
+        free = "it fits now, and has it when anything changes"  # its policy was of another mind
+    elif kept_for is None:
+        free += f" under {_bound(book, holding, blocked_by)}"
+    told = f"{needs}; {free}" if grows else f"{needs}, and {free}"
+    if kept_for is None:
+        yield told
+        return
+    name = kept_for.ticket_id
+    who, done = f"{name}, which waits before it", "come in"
+    if kept_for.grows:
+        who, done = f"{name}, which runs, wants to grow and goes first", "grown"
+    if refused or not available:
+        yield told
+        yield f"what comes free is kept for {who}"
+    elif holding.group.bound is None and not found.missing:  # it tells of no bytes
+        yield f"{needs}, which would fit, but room is kept for {who}"
+    else:
+        yield f"{told}, but kept for {who}"
+    yield f"its turn comes once {name} has {done} or gone"
+
+
+def _bound(book: Book, holding: Holding, blocked_by: str | None) -> str:
+    if blocked_by == "group":
+        return f"the policy {_policy_name(holding.group)}"
+    if not book.excess:
+        return "the ceiling"
+    excess = format_bytes(book.excess)
+    return f"the ceiling, lowered by {excess} for what is used outside the tickets"
+
+
+def _policy_name(group: Group) -> str:
+    """As events name it, but for a repr that says no more than where the policy lies."""
+    policy = group.policy
+    return type(policy).__name__ if group.label == object.__repr__(policy) else group.label
+
+
+def _to_come_free(found: Explanation, *, refused: bool) -> Iterator[str]:
+    idle = format_bytes(found.needs_idle_bytes)
+    source = "reservations that stay until their owners end them, such as idle models"
+    if found.missing and not refused:
+        does = "grows" if found.state == "growing" else "fits"
+        of_it = f", {idle} of it from {source}" if found.needs_idle_bytes else ""
+        yield f"it {does} when {format_bytes(found.missing)} more are free{of_it}"
+    elif found.needs_idle_bytes:
+        yield f"{idle} must come from {source}"
+
+
+def _to_yield(
+    found: Explanation, holding: Holding, would_be_asked: Collection[str]
+) -> Iterator[str]:
+    asked = [name for name in found.asked if name not in would_be_asked]
+    if asked:
+        yield f"{', '.join(asked)} {'has' if len(asked) == 1 else 'have'} been asked to yield"
+    would_be = [name for name in found.asked if name in would_be_asked]
+    if would_be:
+        yield f"{', '.join(would_be)} would be asked to yield"
+    if holding.asked:
+        yield "it has been asked to yield itself"
+
+
+def _order(found: Explanation, admission: Admission, waiter: Waiter) -> Iterator[str]:
+    """Who goes before it, and when its own room is kept."""
+    before = len(found.behind)
+    if waiter.grows:
+        if before:
+            yield f"{before} asked before it"
+        return
+    if not before:
+        yield "nobody waits before it"
+    elif found.behind != (found.kept_for,):
+        yield f"{before} wait{'s' if before == 1 else ''} before it"
+    # Only the first of a lane keeps room, and not while another's bars it.
+    if found.kept_for is None and waiter.lane is not None and waiter.lane.head is waiter:
+        count, seconds = admission.overtake_count, admission.overtake_seconds
+        if found.passed >= count or found.waited >= seconds:
+            yield "its room is kept"
+        else:
+            so_far = f" ({found.passed} so far)" if found.passed else ""
+            times = f"{count} time{'' if count == 1 else 's'}"
+            yield f"its room is kept once it was passed {times}{so_far} or has waited {seconds:g} s"

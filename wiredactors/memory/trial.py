@@ -24,7 +24,8 @@ from wiredactors.memory import messages as m
 from wiredactors.memory.book import Book
 from wiredactors.memory.copying import copy_tickets
 from wiredactors.memory.errors import PolicyError
-from wiredactors.memory.events import EventKind, WiredMemoryEvent
+from wiredactors.memory.events import EventKind, Explanation, WiredMemoryEvent
+from wiredactors.memory.explaining import explain
 from wiredactors.memory.holding import Holding
 from wiredactors.memory.lane import Waiter
 from wiredactors.memory.ledger import Ledger
@@ -92,10 +93,11 @@ def dry_run(ledger: Ledger, asking: Iterable[Asking], now: float) -> DryRun:
     effects = [effect for start in starts for effect in scratch.receive(start, now)]
     effects += scratch.settle(now)
     errors = {effect.reply: effect.error for effect in effects if isinstance(effect, m.Refuse)}
-    records = [_record(scratch, start, errors.get(start.reply), now) for start in starts]
+    asked_for = _asked_for(effects)
+    asked_now = frozenset(id for asked in asked_for.values() for id in asked)
+    records = [_record(scratch, start, errors.get(start.reply), now, asked_now) for start in starts]
     yielding = scratch.yielding(  # it is the end of the scratch ledger
-        [record.ticket_id for record in records if record.outcome != "refused"],
-        _asked_for(effects),
+        [record.ticket_id for record in records if record.outcome != "refused"], asked_for
     )
     return DryRun(
         tickets=tuple(
@@ -113,8 +115,13 @@ def all_admitted(asking: Iterable[Asking]) -> DryRun:
 
 
 def _tickets(asking: Iterable[Asking]) -> list[WiredMemoryTicket]:
-    if not isinstance(asking, Iterable):
-        raise _unusable(asking)
+    match asking:  # one alone, where several are taken
+        case WiredMemoryTicket():
+            raise _unusable("a single ticket: put it into a list, [ticket]")
+        case (int(), WiredMemoryPolicy()):
+            raise _unusable("a single pair: put it into a list, [(size, policy)]")
+        case _ if not isinstance(asking, Iterable):
+            raise _unusable(repr(asking))
     return [_ticket(each) for each in asking]
 
 
@@ -124,21 +131,27 @@ def _ticket(each: object) -> WiredMemoryTicket:
             return each
         case (size, WiredMemoryPolicy() as policy):
             return policy.ticket(size)  # type: ignore[arg-type]  # it checks the size itself
-    raise _unusable(each)
+    raise _unusable(repr(each))
 
 
-def _unusable(value: object) -> TypeError:
-    return TypeError(f"a dry run takes several tickets or (size, policy) pairs, not {value!r}")
+def _unusable(what: str) -> TypeError:
+    return TypeError(f"a dry run takes several tickets or (size, policy) pairs, not {what}")
 
 
 # -- what became of each
 
 
-def _record(scratch: Ledger, start: m.Start, error: Exception | None, now: float) -> DryRunTicket:
+def _record(
+    scratch: _Scratch,
+    start: m.Start,
+    error: Exception | None,
+    now: float,
+    asked_now: frozenset[str],
+) -> DryRunTicket:
     ticket = start.ticket
     if error is not None:
         return attrs.evolve(_admitted(ticket), outcome="refused", reason=str(error), error=error)
-    why = scratch.explain(ticket.id, now)
+    why = scratch.explain_trial(ticket.id, now, asked_now)
     if why.state != "waiting":
         return _admitted(ticket)
     return attrs.evolve(
@@ -184,6 +197,10 @@ class _Scratch(Ledger):
         copy_tickets(original._book, original._admission, into=(self._book, self._admission))
         self._settlement.copy_baseline(original._settlement)
         self._desk.closed = original._desk.closed
+
+    def explain_trial(self, ticket_id: str, now: float, asked_now: frozenset[str]) -> Explanation:
+        """As `explain`; nobody was really asked to yield by this dry run."""
+        return explain(self._book, self._admission, ticket_id, now, asked_now)
 
     def yielding(
         self, asking: Sequence[str], asked_for: dict[str, list[str]]
