@@ -19,6 +19,8 @@ NAMES = [
     *("WiredFixedPolicy", "WiredBudgetPolicy", "WiredMemoryTicket"),
     *("open_manager", "WiredMemoryManager", "WiredMemoryConfiguration", "WiredMemoryEvent"),
     *("open_runtime", "WiredMemoryError"),
+    # What the others give back, to name in a signature.
+    *("EventStream", "Snapshot", "TicketSnapshot", "Explanation", "DryRun", "DryRunTicket"),
 ]
 ERRORS = [
     *("TicketTooLarge", "TicketWithdrawn", "TicketInUse", "QueueFull", "ManagerBusy"),

@@ -3,6 +3,7 @@
 These are the public names. Importing them imports neither mlx nor mlx-lm.
 """
 
+from wiredactors.actors.broadcast import EventStream
 from wiredactors.actors.job import Chunk, GenerationResult, Job
 from wiredactors.actors.manager import WiredMemoryManager
 from wiredactors.actors.model import Model
@@ -29,7 +30,13 @@ from wiredactors.memory.errors import (
     TicketWithdrawn,
     WiredMemoryError,
 )
-from wiredactors.memory.events import EventKind, Explanation, Snapshot, WiredMemoryEvent
+from wiredactors.memory.events import (
+    EventKind,
+    Explanation,
+    Snapshot,
+    TicketSnapshot,
+    WiredMemoryEvent,
+)
 from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.policies import (
     WiredBudgetPolicy,
@@ -39,7 +46,7 @@ from wiredactors.memory.policies import (
     WiredSumPolicy,
 )
 from wiredactors.memory.tickets import WiredMemoryTicket
-from wiredactors.memory.trial import DryRun
+from wiredactors.memory.trial import DryRun, DryRunTicket
 from wiredactors.memory.units import GIB, KIB, MIB
 from wiredactors.observe.records import log_events
 from wiredactors.observe.replay import replay
@@ -51,7 +58,9 @@ __all__ = [
     "MIB",
     "Chunk",
     "DryRun",
+    "DryRunTicket",
     "EventKind",
+    "EventStream",
     "Explanation",
     "GenerationError",
     "GenerationResult",
@@ -75,6 +84,7 @@ __all__ = [
     "Snapshot",
     "StepReport",
     "TicketInUse",
+    "TicketSnapshot",
     "TicketTooLarge",
     "TicketWithdrawn",
     "WiredBudgetPolicy",

@@ -222,6 +222,15 @@ class TestTickets:
             assert "WiredSumPolicy" in why.reason
             assert manager.explain("nobody").state == "unknown"
 
+    async def test_explain_takes_a_ticket_as_well_as_its_id(self):
+        async with wa.open_manager(backend=Backend()) as manager:
+            ticket = SUM100.ticket(70)
+            await ticket.start()
+            assert manager.explain(ticket) == manager.explain(ticket.id)
+            for neither in (None, 5, SUM100):
+                with pytest.raises(TypeError, match="explain takes a ticket or its id, not "):
+                    manager.explain(neither)
+
 
 class TestClosing:
     async def test_waiters_are_refused_and_what_runs_is_ended(self, nursery):

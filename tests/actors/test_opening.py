@@ -42,6 +42,15 @@ async def test_a_second_one_is_an_error_and_leaves_the_first_alone():
         assert await POLICY.ticket(10).start() == 10
 
 
+@pytest.mark.parametrize("configuration", [{"max_waiters": 5}, {}, 5])
+async def test_a_configuration_that_is_none_is_an_error(configuration):
+    with pytest.raises(TypeError, match="open it with a WiredMemoryConfiguration, not "):
+        async with wa.open_manager(configuration):
+            pytest.fail("it is open")
+    async with wa.open_manager():
+        pass
+
+
 async def test_one_after_the_other_is_none():
     for _ in range(2):
         async with wa.open_manager(backend=Backend()):

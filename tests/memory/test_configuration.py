@@ -52,10 +52,33 @@ def test_the_defaults_are_those_of_the_words():
         ("baseline_override", -1),
         ("admission_ceiling", -1),
         ("wired_mode", "sometimes"),
+        ("wired_mode", ["fit"]),
+        ("shrink_threshold_ratio", True),
+        ("overtake_seconds", True),
+        ("aging_seconds", True),
+        ("overtake_count", True),
+        ("max_waiters", False),
+        ("event_buffer", True),
+        ("debug_events", "no"),
+        ("policy_only_when_unsupported", 1),
+        ("use_recommended_working_set_when_unsupported", None),
     ],
 )
 def test_a_value_out_of_its_range_is_a_value_error_that_names_it(name, value):
     with pytest.raises(ValueError, match=name):
+        WiredMemoryConfiguration(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("wired_mode", "fits", "wired_mode must be 'policy', 'off' or 'fit', not 'fits'"),
+        ("watch_seconds", -1, "watch_seconds must be a number of seconds from 0, not -1"),
+        ("debug_events", "no", "debug_events must be True or False, not 'no'"),
+    ],
+)
+def test_the_message_says_what_would_do(name, value, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
         WiredMemoryConfiguration(**{name: value})
 
 

@@ -74,6 +74,49 @@ def test_it_stands_on_tickets_and_keeps_their_ids():
     assert POLICY.ticket(1, requires=[weights]).requires == (weights.id,)
 
 
+@pytest.mark.parametrize("requires", [POLICY.ticket(1), "ticket-1", ["ticket-1"], 5, [None]])
+def test_what_it_stands_on_is_a_list_of_tickets(requires):
+    with pytest.raises(TypeError, match=r"^requires takes a list of tickets, not "):
+        POLICY.ticket(1, requires=requires)
+    ticket = POLICY.ticket(1)
+    with pytest.raises(TypeError, match=r"^require takes a list of tickets, not "):
+        ticket.require(requires)
+    assert ticket.requires == ()
+
+
+def test_what_it_stands_on_is_named_once():
+    one, two = POLICY.ticket(1), POLICY.ticket(1)
+    ticket = POLICY.ticket(1, requires=(each for each in [one]))
+    ticket.require([one, two])
+    assert ticket.requires == (one.id, two.id)
+
+
+@pytest.mark.parametrize("name", ["pinned", "reclaimable"])
+@pytest.mark.parametrize("value", ["yes", 1, 0, None])
+def test_a_trait_that_is_neither_true_nor_false_is_a_type_error(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be True or False, not {value!r}"):
+        POLICY.ticket(1, kind="reservation", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("traits", "advice"),
+    [
+        ({}, "pass kind='reservation'"),
+        ({"kind": "active"}, "pass kind='reservation'"),
+        ({"kind": "reservation", "pinned": True}, "pass pinned=False"),
+    ],
+)
+def test_what_cannot_be_reclaimable_is_told_how_it_could(traits, advice):
+    with pytest.raises(ValueError, match=f"a reservation, and not pinned: {advice}$"):
+        POLICY.ticket(1, reclaimable=True, **traits)
+
+
+async def test_nobody_asks_for_one_that_is_not_reclaimable():
+    ticket = POLICY.ticket(1, kind="reservation", manager=Manager())
+    with pytest.raises(ValueError, match=f"^{ticket.id} is not reclaimable, so nobody will ask"):
+        await ticket.wait_for_reclaim()
+
+
 async def test_it_asks_the_manager_that_it_names():
     manager = Manager()
     ticket = POLICY.ticket(1, manager=manager)

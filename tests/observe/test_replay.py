@@ -256,6 +256,11 @@ def test_nothing_after_a_snapshot_gives_that_snapshot():
     assert wa.replay(state, []) == state
 
 
+def test_what_is_no_snapshot_is_an_error():
+    with pytest.raises(TypeError, match="replay goes on from a Snapshot, not None"):
+        wa.replay(None, [])
+
+
 def test_what_is_given_is_left_as_it_was():
     driver, first = history()
     driver.start("a", 60)

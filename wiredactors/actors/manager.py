@@ -110,8 +110,19 @@ class WiredMemoryManager:
         """Bytes of all tickets that hold any; readable from any thread."""
         return self._ledger.granted_bytes
 
-    def explain(self, ticket_id: str) -> Explanation:
-        """Why a ticket waits, since when, behind whom, and what would let it in."""
+    def explain(self, ticket_id: str | WiredMemoryTicket) -> Explanation:
+        """Why a ticket waits, since when, behind whom, and what would let it in.
+
+        Args:
+            ticket_id: its id, or the ticket itself.
+
+        Raises:
+            TypeError: it is neither.
+        """
+        if isinstance(ticket_id, WiredMemoryTicket):
+            ticket_id = ticket_id.id
+        elif not isinstance(ticket_id, str):
+            raise TypeError(f"explain takes a ticket or its id, not {ticket_id!r}")
         return self._ledger.explain(ticket_id, trio.current_time())
 
     def would_admit(self, tickets: Iterable[Asking]) -> DryRun:
@@ -122,7 +133,8 @@ class WiredMemoryManager:
         tickets that live and wait.
 
         Args:
-            tickets: tickets that have not started, or `(size, policy)` for an active one.
+            tickets: tickets, or `(size, policy)` for an active one. A ticket that runs or waits
+                already would be refused (`TicketInUse`), as each is work of its own.
 
         Raises:
             TypeError: one is neither.

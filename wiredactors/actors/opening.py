@@ -78,7 +78,9 @@ async def open_manager_with(
     The caller has claimed the slot. `pool_bytes` is what the allocator's pool of freed buffers may
     hold besides all tickets.
     """
-    configuration = configuration or WiredMemoryConfiguration()
+    configuration = WiredMemoryConfiguration() if configuration is None else configuration
+    if not isinstance(configuration, WiredMemoryConfiguration):
+        raise TypeError(f"open it with a WiredMemoryConfiguration, not {configuration!r}")
     trio_token = trio.lowlevel.current_trio_token()
     manager: WiredMemoryManager | None = None
 

@@ -17,18 +17,33 @@ def _optional_size(instance: object, attribute: attrs.Attribute[Any], value: obj
         checked_size(value, attribute.name)
 
 
+def _is_number(value: object) -> bool:
+    # bool is an int to Python, but True seconds are somebody's mistake.
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _bool(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{attribute.name} must be True or False, not {value!r}")
+
+
+def _mode(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value not in get_args(WiredMode):
+        raise ValueError(f"wired_mode must be 'policy', 'off' or 'fit', not {value!r}")
+
+
 def _seconds(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 <= value < math.inf):
-        raise ValueError(f"{attribute.name} must be a finite number of seconds, not {value!r}")
+    if not (_is_number(value) and 0 <= value < math.inf):
+        raise ValueError(f"{attribute.name} must be a number of seconds from 0, not {value!r}")
 
 
 def _ratio(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
-    if not (isinstance(value, (int, float)) and 0 <= value <= 1):
+    if not (_is_number(value) and 0 <= value <= 1):
         raise ValueError(f"{attribute.name} must lie between 0 and 1, not {value!r}")
 
 
 def _count(instance: object, attribute: attrs.Attribute[Any], value: int) -> None:
-    if not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ValueError(f"{attribute.name} must be a whole number from 0, not {value!r}")
 
 
@@ -77,19 +92,17 @@ class WiredMemoryConfiguration:
 
     shrink_threshold_ratio: float = attrs.field(default=0.25, validator=_ratio)
     shrink_cooldown: float = attrs.field(default=1.0, validator=_seconds)
-    policy_only_when_unsupported: bool = True
+    policy_only_when_unsupported: bool = attrs.field(default=True, validator=_bool)
     baseline_override: int | None = attrs.field(default=None, validator=_optional_size)
-    use_recommended_working_set_when_unsupported: bool = True
+    use_recommended_working_set_when_unsupported: bool = attrs.field(default=True, validator=_bool)
     admission_ceiling: int | None = attrs.field(default=None, validator=_optional_size)
     max_waiters: int | None = attrs.field(default=None, validator=_optional_count)
     overtake_count: int = attrs.field(default=100, validator=_count)
     overtake_seconds: float = attrs.field(default=30.0, validator=_seconds)
     aging_seconds: float = attrs.field(default=60.0, validator=_aging)
-    wired_mode: WiredMode = attrs.field(
-        default="policy", validator=attrs.validators.in_(get_args(WiredMode))
-    )
+    wired_mode: WiredMode = attrs.field(default="policy", validator=_mode)
     watch_seconds: float = attrs.field(default=5.0, validator=_seconds)
-    debug_events: bool = True
+    debug_events: bool = attrs.field(default=True, validator=_bool)
     event_buffer: int = attrs.field(default=4096, validator=_buffer)
 
 

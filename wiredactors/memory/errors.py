@@ -63,8 +63,8 @@ class QueueFull(WiredMemoryError):
         self.waiting = waiting
         self.bound = bound
         super().__init__(
-            f"{waiting} tickets wait for memory and max_waiters is {bound}: try again later, or "
-            "raise max_waiters"
+            f"{_tickets(waiting, 'waits', 'wait')} for memory and max_waiters is {bound}: try "
+            "again later, or raise max_waiters"
         )
 
 
@@ -79,9 +79,12 @@ class ManagerBusy(WiredMemoryError):
     def __init__(self, active: int, waiting: int):
         self.active = active
         self.waiting = waiting
+        running = [] if not active else [_tickets(active, "is active", "are active")]
+        queued = [] if not waiting else [_tickets(waiting, "waits", "wait")]
+        them = "it" if active + waiting == 1 else "them"
         super().__init__(
-            f"the configuration cannot change while {active} tickets are active and {waiting} "
-            "wait: end them first"
+            f"the configuration cannot change while {' and '.join(running + queued)}: "
+            f"end {them} first"
         )
 
 
@@ -137,3 +140,7 @@ class GenerationError(WiredMemoryError):
     the model that share its bucket. What is a job's alone (joining, its text, its stop text) fails
     that job only.
     """
+
+
+def _tickets(count: int, one: str, several: str) -> str:
+    return f"1 ticket {one}" if count == 1 else f"{count} tickets {several}"

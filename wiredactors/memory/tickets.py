@@ -75,15 +75,15 @@ class WiredMemoryTicket:
             raise TypeError(f"a ticket's priority must be an integer, not {priority!r}")
         if abs(priority) > _HIGHEST_PRIORITY:  # it is reckoned with in floats
             raise ValueError(f"a ticket's priority must lie within {_HIGHEST_PRIORITY:,} of 0")
-        if reclaimable and (pinned or kind == "active"):
-            raise ValueError("a reclaimable ticket must be a reservation, and not pinned")
+        if pinned is not False or reclaimable is not False:
+            _check_traits(kind, pinned, reclaimable)
         self.policy = policy
         self.kind = kind
         self.priority = priority
         self.pinned = pinned
         self.reclaimable = reclaimable
         self.id: str = id if id is not None else f"ticket-{next(_numbers)}"
-        self.requires: tuple[str, ...] = tuple(ticket.id for ticket in requires) if requires else ()
+        self.requires: tuple[str, ...] = _ids_of(requires, "requires") if requires else ()
         self._manager = manager
 
     def __repr__(self) -> str:
@@ -182,6 +182,7 @@ class WiredMemoryTicket:
     async def wait_for_reclaim(self) -> bool:
         """Wait until a reclaimable reservation is asked for; False if it has ended instead.
 
+        Start it first: of one that does not run it returns False at once.
         Its owner then gives the memory up and ends the ticket (or resizes it to what is left).
         Nobody else is admitted to the bytes before that.
 
@@ -191,13 +192,16 @@ class WiredMemoryTicket:
                     await ticket.end()
 
         Raises:
+            ValueError: it is not reclaimable.
             NoManager: it never started, and nobody is there who could ask.
         """
+        if not self.reclaimable:
+            raise ValueError(f"{self.id} is not reclaimable, so nobody will ask for it")
         return await (self._manager_in_use or self.manager).wait_for_reclaim(self)
 
     def require(self, tickets: Iterable[WiredMemoryTicket]) -> None:
         """Name tickets that this one stands on, from its next start on (see `requires=`)."""
-        new = [ticket.id for ticket in tickets if ticket.id not in self.requires]
+        new = [id for id in _ids_of(tickets, "require") if id not in self.requires]
         self.requires = (*self.requires, *new)
 
     def bind(self) -> TicketManager:
@@ -212,3 +216,21 @@ class WiredMemoryTicket:
         return manager
 
     _manager_in_use: TicketManager | None = None
+
+
+def _check_traits(kind: str, pinned: object, reclaimable: object) -> None:
+    for name, value in (("pinned", pinned), ("reclaimable", reclaimable)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, not {value!r}")
+    if reclaimable and (pinned or kind == "active"):
+        advice = "pinned=False" if pinned else "kind='reservation'"
+        raise ValueError(
+            f"a reclaimable ticket must be a reservation, and not pinned: pass {advice}"
+        )
+
+
+def _ids_of(tickets: object, what: str) -> tuple[str, ...]:
+    listed = tuple(tickets) if isinstance(tickets, Iterable) else None
+    if listed is None or not all(isinstance(ticket, WiredMemoryTicket) for ticket in listed):
+        raise TypeError(f"{what} takes a list of tickets, not {tickets!r}")
+    return tuple(ticket.id for ticket in listed)

@@ -32,7 +32,10 @@ def replay(snapshot: Snapshot, events: Iterable[WiredMemoryEvent]) -> Snapshot:
     Raises:
         ValueError: events are missing, and which; or one does not fit what came before it, so
             that it is of another manager.
+        TypeError: `snapshot` is none.
     """
+    if not isinstance(snapshot, Snapshot):
+        raise TypeError(f"replay goes on from a Snapshot, not {snapshot!r}")
     state = _State(snapshot)
     for event in events:
         state.take(event)
