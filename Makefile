@@ -38,7 +38,7 @@ OR_SAY = || { tail -n 25 $(LOG); \
 	echo; echo "Setup failed; pip's whole output is in $(LOG)."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench lock clean
+.PHONY: help setup demo test nightly lint format bench lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -73,6 +73,9 @@ test: lint ## Lint, then run every test with coverage
 	@$(BIN)/coverage run -m pytest --no-header
 	@report=$$($(BIN)/coverage report 2>&1) || { echo "$$report"; exit 1; }; \
 		echo "$$report" | awk '/^TOTAL/ { print "Coverage: " $$NF " (by file: $(BIN)/coverage report)" }'
+
+nightly: setup ## Run the ledger's tests with many more random histories (about 4 minutes)
+	@LEDGER_PROFILE=nightly $(BIN)/pytest --no-header tests/memory
 
 lint: setup ## Check style, types and the layers
 	@echo "ruff check";    $(BIN)/ruff check --quiet
