@@ -53,6 +53,8 @@ def test_a_device_with_memory_of_its_own_is_asked_for_it_each_time(
     monkeypatch.setattr(mx, "get_cache_memory", lambda: 3)
     # What the process has of the host's memory is no part of it.
     assert backend.memory_reading() == MemoryReading(1000, 600, 43)
+    said["free_memory"] = 1001
+    assert backend.memory_reading() == MemoryReading(1000, 1000, 43), "no more than there is"
     said["free_memory"] = 100
     assert backend.memory_reading() == MemoryReading(1000, 100, 43)
 

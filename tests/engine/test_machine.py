@@ -100,7 +100,12 @@ def test_a_group_beyond_its_bound_has_nothing_available(groups: Groups) -> None:
 def test_files_that_cannot_be_read_bound_nothing(groups: Groups) -> None:
     groups(memoryDOTmax=400)  # and no usage
     version_1(groups, 500, 1, "what is this")
-    assert machine.read_host_memory() == MemoryReading(400, AVAILABLE, RSS)
+    assert machine.read_host_memory() == MemoryReading(400, 400, RSS), "what there is, at most"
+
+
+def test_no_more_is_available_than_there_is(groups: Groups) -> None:
+    version_2(groups, 400, 150, "inactive_file 200\nactive_file 60")
+    assert machine.read_host_memory() == MemoryReading(400, 400, RSS)
 
 
 @pytest.mark.parametrize(("active", "pool", "footprint"), [(30, 40, 70), (20, 10, RSS)])

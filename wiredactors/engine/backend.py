@@ -57,7 +57,8 @@ def _read_device_memory() -> MemoryReading | None:
     info = mx.device_info(mx.gpu)  # asks the driver each time
     if "free_memory" not in info:
         return None
-    return MemoryReading(int(info["total_memory"]), int(info["free_memory"]), mlx_bytes())
+    total = int(info["total_memory"])
+    return MemoryReading(total, min(total, int(info["free_memory"])), mlx_bytes())
 
 
 def _has_gpu_build() -> bool:

@@ -53,7 +53,9 @@ def read_host_memory() -> MemoryReading:
             available = min(available, _group_available(layout))
     # Metal's buffers are not always in what the system calls resident; MLX knows of them.
     footprint = max(psutil.Process().memory_info().rss, mlx_bytes())
-    return MemoryReading(_bounded(memory.total), max(0, available), footprint)
+    total = _bounded(memory.total)
+    # The sums of a group are taken one after the other, so they may come to more than its bound.
+    return MemoryReading(total, max(0, min(available, total)), footprint)
 
 
 def mlx_bytes() -> int:

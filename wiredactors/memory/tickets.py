@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import threading
-from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from wiredactors.memory.errors import NoManager
 from wiredactors.memory.units import checked_size
@@ -27,6 +27,7 @@ class TicketManager(Protocol):
     async def start_ticket(self, ticket: WiredMemoryTicket, *, exclusive: bool = False) -> int: ...
     async def end_ticket(self, ticket: WiredMemoryTicket) -> int: ...
     def end_ticket_nowait(self, ticket: WiredMemoryTicket) -> None: ...
+    def hold_ticket(self, ticket: WiredMemoryTicket) -> AbstractAsyncContextManager[int, None]: ...
     async def resize_ticket(self, ticket: WiredMemoryTicket, size: int) -> int: ...
     def touch_ticket(self, ticket: WiredMemoryTicket) -> None: ...
     async def wait_for_reclaim(self, ticket: WiredMemoryTicket) -> bool: ...
@@ -137,22 +138,14 @@ class WiredMemoryTicket:
         if manager is not None:
             manager.end_ticket_nowait(self)
 
-    @contextlib.asynccontextmanager
-    async def wired_limit(self) -> AsyncIterator[int]:
+    def wired_limit(self) -> AbstractAsyncContextManager[int, None]:
         """Hold the ticket round a body, which gets the limit in bytes.
 
         Raises:
             TicketInUse: the ticket waits or runs already: make one for each piece of work.
             And all that `start` raises; the body then never runs.
         """
-        manager = self.bind()
-        limit = await manager.start_ticket(self, exclusive=True)
-        try:
-            yield limit
-        except BaseException:
-            manager.end_ticket_nowait(self)
-            raise
-        await manager.end_ticket(self)
+        return self.bind().hold_ticket(self)
 
     async def resize(self, size: int) -> int:
         """Change the size in bytes; returns the limit then. Growing may wait.
@@ -229,8 +222,10 @@ def _check_traits(kind: str, pinned: object, reclaimable: object) -> None:
         )
 
 
-def _ids_of(tickets: object, what: str) -> tuple[str, ...]:
-    listed = tuple(tickets) if isinstance(tickets, Iterable) else None
-    if listed is None or not all(isinstance(ticket, WiredMemoryTicket) for ticket in listed):
-        raise TypeError(f"{what} takes a list of tickets, not {tickets!r}")
-    return tuple(ticket.id for ticket in listed)
+def _ids_of(tickets: Any, what: str) -> tuple[str, ...]:
+    if hasattr(tickets, "__iter__"):
+        listed = list(tickets)
+        ids = [ticket.id for ticket in listed if isinstance(ticket, WiredMemoryTicket)]
+        if len(ids) == len(listed):
+            return tuple(ids)
+    raise TypeError(f"{what} takes a list of tickets, not {tickets!r}")
