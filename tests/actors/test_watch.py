@@ -57,6 +57,27 @@ async def test_another_pace_holds_from_the_next_reading_on(autojump_clock, watch
     assert watched.read_at == [0, 5, 7, 9]
 
 
+async def test_after_a_slow_pace_a_quick_one_holds_soon(autojump_clock, nursery):
+    watched = Watched(seconds=3600)
+    nursery.start_soon(watched.run)
+    await trio.sleep(61)
+    watched.seconds = 5
+    await trio.sleep(10)
+    assert watched.read_at == [0, 65, 70]
+    watched.seconds = 3600
+    await trio.sleep(3650)
+    assert watched.read_at == [0, 65, 70, 3670]
+
+
+async def test_a_slow_pace_can_be_switched_off_soon(autojump_clock, nursery):
+    watched = Watched(seconds=3600)
+    nursery.start_soon(watched.run)
+    await trio.sleep(61)
+    watched.seconds = 0
+    await trio.sleep(10)
+    assert (watched.read_at, watched.told) == ([0], [ONE, None])
+
+
 @pytest.mark.parametrize("off", [0, None])
 async def test_it_can_be_off_and_come_on(autojump_clock, nursery, off):
     watched = Watched(seconds=off)

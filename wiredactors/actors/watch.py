@@ -12,7 +12,7 @@ from wiredactors.memory.outside import MemoryReading
 #: but admission must not go by an old reading for ever, nor the watch be dead in silence.
 FAILURES_TOLERATED = 3
 
-#: While it is off, look so often whether it is on again.
+#: Look so often whether another pace holds, or it is on again.
 _IDLE_SECONDS = 5.0
 
 
@@ -31,7 +31,7 @@ async def watch_memory(
             more: the source says so, or it was switched off.
         fail: gets the error, once, when `FAILURES_TOLERATED` readings in a row have failed.
             Nothing is known then either, and `report` is not called for that.
-        every: asked before each reading; None or 0 is off.
+        every: asked before each reading, and every few seconds; None or 0 is off.
     """
     known = False  # something has been reported that still counts
     failures = 0
@@ -54,7 +54,16 @@ async def watch_memory(
         if not started:
             task_status.started()
             started = True
-        await trio.sleep(seconds or _IDLE_SECONDS)
+        await _sleep_until_due(every)
+
+
+async def _sleep_until_due(every: Callable[[], float | None]) -> None:
+    """Sleep through one pace; of a new one that comes meanwhile, what is left of that."""
+    began = trio.current_time()
+    left = every() or _IDLE_SECONDS
+    while left > 0:
+        await trio.sleep(min(left, _IDLE_SECONDS))
+        left = began + (every() or _IDLE_SECONDS) - trio.current_time()
 
 
 def _checked(reading: object) -> MemoryReading | None:
