@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 import wiredactors as wa
@@ -25,6 +27,10 @@ class Manager:
 
     def end_ticket_nowait(self, ticket):
         self.calls.append("end_nowait")
+
+    def hold_ticket(self, ticket):
+        self.calls.append("hold")
+        return contextlib.nullcontext(5)
 
     async def resize_ticket(self, ticket, size):
         self.calls.append(f"resize {size}")
@@ -127,24 +133,11 @@ async def test_it_asks_the_manager_that_it_names():
     assert manager.calls == ["start", "resize 3", "end", "end_nowait"]
 
 
-async def test_wired_limit_ends_it_whatever_the_body_does():
+async def test_wired_limit_is_what_its_manager_makes_of_it():
     manager = Manager()
-    with pytest.raises(KeyError):
-        async with POLICY.ticket(1, manager=manager).wired_limit():
-            raise KeyError
-    assert manager.calls == ["exclusive start", "end_nowait"]
-
-
-async def test_a_start_that_is_refused_is_not_ended():
-    class Refusing(Manager):
-        async def start_ticket(self, ticket, *, exclusive=False):
-            raise wa.TicketInUse("no")
-
-    manager = Refusing()
-    with pytest.raises(wa.TicketInUse):
-        async with POLICY.ticket(1, manager=manager).wired_limit():
-            pytest.fail("the body ran")
-    assert manager.calls == []
+    async with POLICY.ticket(1, manager=manager).wired_limit() as limit:
+        assert limit == 5
+    assert manager.calls == ["hold"]
 
 
 @pytest.mark.parametrize("size", [-1, 1.5, "1", True])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from threading import get_ident
 
 import trio
 
-from wiredactors.actors.mailbox import Mailbox
+from wiredactors.actors.mailbox import Mailbox, wrong_thread
 from wiredactors.memory.events import EventKind, Snapshot, WiredMemoryEvent
 
 
@@ -26,6 +27,7 @@ class EventStream:
         self._behind = False  # too far, when the turn began
         self._missed = 0
         self._last_missed: WiredMemoryEvent | None = None
+        self._thread = get_ident()
 
     def __aiter__(self) -> EventStream:
         return self
@@ -38,6 +40,8 @@ class EventStream:
             try:
                 return self.receive_nowait()
             except trio.WouldBlock:
+                if get_ident() != self._thread:
+                    raise wrong_thread() from None
                 await self._mailbox.wait()
             except trio.EndOfChannel:
                 await trio.lowlevel.checkpoint()
@@ -99,12 +103,12 @@ class Broadcast:
     begins loses the events of that turn, and is told how many in a `missed` record in their place.
     """
 
-    def __init__(self, listen: Callable[[bool], object] = bool):
+    def __init__(self, listen: Callable[[bool], None] | None = None):
         """`listen` is told whether anybody subscribes, whenever that may have changed."""
         self._listen = listen
         self._streams: list[EventStream] = []
         self._closed = False
-        listen(False)
+        self._tell_listening()
 
     def begin_turn(self) -> None:
         """What is sent from here on comes at once: nobody can read amid it."""
@@ -142,21 +146,25 @@ class Broadcast:
                 )
             )
             self._streams.append(stream)
-            self._listen(True)
+            self._tell_listening()
         try:
             yield stream
         finally:
             if stream in self._streams:
                 self._streams.remove(stream)
-                self._listen(bool(self._streams))
+                self._tell_listening()
             stream.end()
+
+    def _tell_listening(self) -> None:
+        if self._listen is not None:
+            self._listen(bool(self._streams))
 
     def end_streams(self) -> None:
         """End every stream, after what its subscriber has not read yet."""
         for stream in self._streams:
             stream.end()
         self._streams.clear()
-        self._listen(False)
+        self._tell_listening()
 
     def close(self) -> None:
         """End every stream, and those that are opened from now on at once."""

@@ -36,9 +36,10 @@ class Mailbox(Generic[T]):
 
     def wake(self) -> None:
         """Let the reader return from `wait` though nothing may have come."""
-        reader, self._reader = self._reader, None
+        reader = self._reader
         if reader is not None:
             trio.lowlevel.reschedule(reader)
+            self._reader = None  # not before: who fails to wake it must not lose it
 
     async def wait(self) -> None:
         """Return when there is something, or when woken.
@@ -59,3 +60,11 @@ class Mailbox(Generic[T]):
     def _leave(self, _: object) -> trio.lowlevel.Abort:
         self._reader = None
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+def wrong_thread() -> RuntimeError:
+    """What is raised where a task of one event loop would wake, or wait in, another loop."""
+    return RuntimeError(
+        "this belongs to the event loop of another thread: call it there, through "
+        "trio.from_thread.run_sync(), or trio.from_thread.run() where it is async"
+    )

@@ -24,8 +24,13 @@ class Request:
         self.new_size = new_size
         self.taken_back: trio.Event | None = None
         self.sender: trio.lowlevel.Task | None = None
-        self._limit = 0
+        self._limit = -1  # no answer yet
         self._error: Exception | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether the manager has said yes or no, also where the sender does not know of it yet."""
+        return self._limit >= 0
 
     def leave(self, _: object) -> trio.lowlevel.Abort:
         """The sender is cancelled, and waits no more."""
