@@ -111,7 +111,8 @@ class Replica:
                 del self.tickets[ticket]
             case "ticket_resized":
                 record = self.tickets.get(ticket) or self.waiters[ticket]
-                record.update(size=event.size, wants_size=None, asked=False)
+                asked = record["asked"] and event.size >= record["size"]
+                record.update(size=event.size, wants_size=None, asked=asked)
             case "resize_wait":
                 self.tickets[ticket]["wants_size"] = event.size
             case "resize_refused" | "resize_cancelled":
@@ -198,6 +199,8 @@ class Twin:
         self.naive = Naive(configuration, ceiling)
         self._asked: dict[str, Any] = {}  # the reply of the start that made each ticket
         self._grows: dict[str, Any] = {}  # and of the resize that it waits for
+        self._reading: MemoryReading | None = None
+        self._claimed = 0
         self._wrote = self._closed = False
 
     def receive(self, command: m.Command, now: float) -> list[Decision]:
@@ -206,7 +209,7 @@ class Twin:
         match command:
             case m.Start(ticket=ticket) if not self._closed and not naive.knows(ticket.id):
                 self._asked[ticket.id] = command.reply
-                return naive.start(
+                decided = naive.start(
                     ticket.id,
                     ticket.size,
                     ticket.kind,
@@ -217,6 +220,10 @@ class Twin:
                     now,
                     reclaimable=ticket.reclaimable,
                 )
+                if naive.excess and ticket.id in naive.waiting:
+                    self._claimed += naive.claimed(ticket.id)
+                    decided += naive.press(min(self._excess(), naive.excess), now)
+                return decided
             case m.End(id) if naive.knows(id):
                 return naive.end(id, now)
             case m.CancelStart(id, reply) if naive.knows(id) and self._asked[id] is reply:
@@ -231,7 +238,8 @@ class Twin:
                 self._wrote = True
                 return self._learn(previous or 0, now)
             case m.Observe(reading):
-                return naive.press(0 if reading is None else self._excess(reading), now)
+                self._reading, self._claimed = reading, naive.claimed()
+                return naive.press(self._excess(), now)
             case m.Configure():
                 return naive.configure(command.configuration, command.ceiling, now)
             case m.Close():
@@ -244,11 +252,11 @@ class Twin:
             return []
         return self.naive.learn_baseline(previous, now)
 
-    def _excess(self, reading: MemoryReading) -> int:
-        held = sum(size for _, size in self.naive.running)
-        if self.naive.ceiling >= reading.total_bytes:
+    def _excess(self) -> int:
+        reading = self._reading
+        if reading is None or self.naive.ceiling >= reading.total_bytes:
             return 0
-        free = reading.available_bytes + min(reading.footprint_bytes, held)
+        free = reading.available_bytes + min(reading.footprint_bytes, self._claimed)
         return max(0, int(self.naive.ceiling) - free)
 
     def compare(self, ledger: Ledger) -> None:

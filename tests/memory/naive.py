@@ -205,6 +205,19 @@ class Naive:
         self._capture_baseline()
         return self._serve(now)
 
+    def claimed(self, ticket_id: str | None = None) -> int:
+        """What tickets claim of the memory in use: those that hold it with their policies' bases,
+        and reservations that wait. Or what this one that waits adds to that."""
+        waiting = self._queue
+        bases = {policy: policy.base_bytes for policy in _policies([*self._live, *waiting])}
+        if ticket_id is None:
+            idle = [ticket.size for ticket in waiting if ticket.kind == "reservation"]
+            return sum(ticket.size for ticket in self._live) + sum(bases.values()) + sum(idle)
+        ticket = _find(waiting, ticket_id)
+        others = _policies([*self._live, *(t for t in waiting if t is not ticket)])
+        own = ticket.size if ticket.kind == "reservation" else 0
+        return own + (0 if ticket.policy in others else ticket.policy.base_bytes)
+
     def press(self, excess: int, now: float) -> list[Decision]:
         """Others take so much of what the ceiling allows."""
         self.excess = excess

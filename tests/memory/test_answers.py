@@ -9,7 +9,7 @@ from wiredactors.memory.policies import WiredMaxPolicy
 
 
 def holding(ticket_id: str) -> Holding:
-    group = Group("g", WiredMaxPolicy())
+    group = Group(WiredMaxPolicy())
     return Holding(ticket_id, 1, "active", group, 0, False, False, (), 0.0)
 
 

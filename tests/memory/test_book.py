@@ -36,7 +36,7 @@ def test_its_sums_agree_with_naive_ones_through_a_random_history():
             book.add(holding)
         assert book.total == sum(h.size for h in held)
         assert book.active == sum(h.kind == "active" for h in held)
-        bases = 20 if any(h.group.id == policies[2].id for h in held) else 0
+        bases = 20 if any(h.group.key.id == policies[2].id for h in held) else 0
         group = book.group_for(policies[0])
         in_group = sum(h.size for h in held if h.group is group)
         room = min(300 - 10 - in_group, 400 - 10 - book.total - bases)

@@ -13,7 +13,7 @@ from wiredactors.memory.holding import Holding
 from wiredactors.memory.lane import Lane, Waiter
 from wiredactors.memory.policies import WiredMaxPolicy
 
-GROUP = Group("g", WiredMaxPolicy())
+GROUP = Group(WiredMaxPolicy())
 SIZES = st.integers(0, 12)
 
 

@@ -1012,13 +1012,13 @@ class TestClosing:
         assert d.ledger.finished
         assert d.limit == 0
 
-    def test_a_refused_restore_is_tried_once_more_and_then_left(self, driver):
+    def test_a_refused_restore_is_tried_twice_more_and_then_left(self, driver):
         d = driver()
         d.start("a", 60)
         d.refuses_over = -1
         d.end("a")
         d.close()
-        assert d.tried == [60, 0, 0]
+        assert d.tried == [60, 0, 0, 0]
         assert d.ledger.finished
 
     def test_ends_after_it_are_answered(self, driver):

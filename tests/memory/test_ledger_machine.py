@@ -367,7 +367,8 @@ class LedgerMachine(Host):
         assert naive.fits_without(event.ticket_id, gone), "they were asked in vain"
         for id in asked:
             assert not tickets[id]["asked"], "it was asked already"
-            for other in set(may_yield) - gone:
+            # One whose own growth has been planned for is not asked for it.
+            for other in set(may_yield) - gone - set(dict(naive.growing)):
                 if tickets[other]["policy"] == tickets[id]["policy"]:
                     assert tickets[other]["used_at"] >= tickets[id]["used_at"]
 

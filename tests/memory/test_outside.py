@@ -20,7 +20,7 @@ def watch(*readings, ceiling=CEILING, held=0):
     """What is in force after each reading, None where that was no news."""
     pressure = OutsidePressure()
     return [
-        pressure.excess_bytes if pressure.observe(r, ceiling=ceiling, held_bytes=held) else None
+        pressure.excess_bytes if pressure.observe(r, ceiling=ceiling, claimed_bytes=held) else None
         for r in readings
     ]
 
@@ -84,8 +84,8 @@ def test_nothing_is_watched_without_a_ceiling_or_with_one_that_leaves_no_reserve
 @pytest.mark.parametrize("gone", [None, TOTAL])
 def test_it_ends_when_the_ceiling_goes_away(gone):
     pressure = OutsidePressure()
-    pressure.observe(reading(outside=300), ceiling=CEILING, held_bytes=0)
-    assert pressure.observe(reading(outside=300), ceiling=gone, held_bytes=0)
+    pressure.observe(reading(outside=300), ceiling=CEILING, claimed_bytes=0)
+    assert pressure.observe(reading(outside=300), ceiling=gone, claimed_bytes=0)
     assert pressure.excess_bytes == 0
 
 
@@ -93,8 +93,10 @@ def test_it_ends_when_nothing_is_known_any_more():
     assert watch(None, reading(outside=300), None, None) == [None, 100, 0, None]
 
 
-def test_what_is_available_beyond_the_total_is_all_of_it():
-    assert watch(MemoryReading(TOTAL, TOTAL + 5, 0)) == [None]
+def test_more_available_than_there_is_is_an_error():
+    with pytest.raises(ValueError, match=r"not be more than total_bytes, but are 1005 of 1000$"):
+        MemoryReading(TOTAL, TOTAL + 5, 0)
+    assert MemoryReading(TOTAL, TOTAL, TOTAL + 5).footprint_bytes == TOTAL + 5, "swapped out"
 
 
 @pytest.mark.parametrize("name", ["total_bytes", "available_bytes", "footprint_bytes"])
@@ -114,14 +116,14 @@ histories = st.lists(st.tuples(readings, sizes), max_size=8)
 def after(history, ceiling):
     pressure = OutsidePressure()
     for r, held in history:
-        pressure.observe(r, ceiling=ceiling, held_bytes=held)
+        pressure.observe(r, ceiling=ceiling, claimed_bytes=held)
     return pressure
 
 
 @given(histories, readings, ceilings, sizes)
 def test_it_never_goes_below_what_tickets_hold_in_memory(history, last, ceiling, held):
     pressure = after(history, ceiling)
-    pressure.observe(last, ceiling=ceiling, held_bytes=held)
+    pressure.observe(last, ceiling=ceiling, claimed_bytes=held)
     step = max(1, ceiling // 100)
     there = min(last.footprint_bytes, held)
     room = ceiling - pressure.excess_bytes
@@ -135,7 +137,7 @@ def test_where_enough_is_free_it_relaxes_to_nothing(history, last, ceiling, held
     pressure = after(history, ceiling)
     there = min(last.footprint_bytes, held)
     if last.available_bytes + there >= ceiling:
-        pressure.observe(last, ceiling=ceiling, held_bytes=held)
+        pressure.observe(last, ceiling=ceiling, claimed_bytes=held)
         assert pressure.excess_bytes == 0
 
 
@@ -143,7 +145,7 @@ def test_where_enough_is_free_it_relaxes_to_nothing(history, last, ceiling, held
 def test_what_it_says_is_what_changed_and_by_a_step_at_least(history, last, ceiling, held):
     pressure = after(history, ceiling)
     before = pressure.excess_bytes
-    said = pressure.observe(last, ceiling=ceiling, held_bytes=held)
+    said = pressure.observe(last, ceiling=ceiling, claimed_bytes=held)
     now = pressure.excess_bytes
     assert said == (now != before)
     if said and before and now:
@@ -153,4 +155,4 @@ def test_what_it_says_is_what_changed_and_by_a_step_at_least(history, last, ceil
 @given(histories, readings, ceilings, sizes)
 def test_the_same_reading_again_is_no_news(history, last, ceiling, held):
     pressure = after([*history, (last, held)], ceiling)
-    assert not pressure.observe(last, ceiling=ceiling, held_bytes=held)
+    assert not pressure.observe(last, ceiling=ceiling, claimed_bytes=held)

@@ -163,6 +163,15 @@ def test_two_caches_that_want_to_grow_do_not_ask_each_other(driver):
     assert d.asked == ["b"]
 
 
+def test_one_that_gives_nothing_is_not_asked_again_and_again(driver):
+    d = driver(ceiling=100)
+    cache(d, "cache", 60)
+    d.start("job", 70, SUM100)
+    d.resize("cache", 60)
+    d.resize("cache", 60)
+    assert d.asked == ["cache"]
+
+
 def test_one_that_gave_a_part_is_still_the_first_to_be_asked_for_more(driver):
     d = driver(ceiling=100)
     cache(d, "old", 40)
@@ -298,3 +307,36 @@ class TestOutsidePressure:
         d.start("a", 500, WiredSumPolicy())
         d.observe(available=10, footprint=500)
         assert d.limit == 500
+
+    def test_a_base_for_weights_in_memory_is_not_outside(self, driver):
+        d = driver(ceiling=600)
+        policy = WiredBudgetPolicy(base_bytes=500, id="weights")
+        d.observe(available=360, footprint=500, total=960)
+        assert d.ledger.snapshot().excess_bytes == 240
+        a = d.start("a", 20, policy)
+        assert a.answered
+        assert d.ledger.snapshot().excess_bytes == 0
+        d.observe(available=360, footprint=500, total=960)
+        assert d.ledger.snapshot().excess_bytes == 0
+        assert d.start("b", 20, policy).answered
+
+    def test_neither_are_weights_whose_reservation_starts_after_they_were_loaded(self, driver):
+        d = driver(ceiling=600)
+        d.observe(available=360, footprint=500, total=960)
+        assert d.reserve("weights", 500).answered
+        d.observe(available=360, footprint=500, total=960)
+        assert d.ledger.snapshot().excess_bytes == 0
+
+    def test_work_that_is_new_cannot_claim_what_no_ticket_tells_of(self, driver):
+        d = driver(ceiling=600)
+        d.observe(available=360, footprint=500, total=960)
+        assert not d.start("job", 500).answered
+
+    def test_one_that_waits_for_other_reasons_keeps_its_claim(self, driver):
+        d = driver(ceiling=600)
+        d.start("busy", 200)
+        d.observe(available=360, footprint=400, total=960)
+        weights = d.reserve("weights", 500)
+        d.observe(available=360, footprint=400, total=960)
+        d.end("busy")
+        assert weights.answered

@@ -8,7 +8,7 @@ from wiredactors.memory.lane import Waiter
 from wiredactors.memory.policies import WiredMaxPolicy
 from wiredactors.memory.queue import WaitQueue
 
-GROUP = Group("g", WiredMaxPolicy())
+GROUP = Group(WiredMaxPolicy())
 
 
 def waiter(ticket_id: str, priority: int = 0, since: float = 0.0) -> Waiter:

@@ -36,8 +36,8 @@ Decision = tuple[Waiter, WiredMemoryError | None]
 _Competed = Group | str
 
 _CEILING = "ceiling"
-_NEVER: Key = (math.inf, 0)
-_ALWAYS: Key = (-math.inf, 0)
+_NEVER: Key = (math.inf, math.inf)
+_ALWAYS: Key = (-math.inf, -math.inf)
 
 
 class Admission:

@@ -7,10 +7,8 @@ policy's cap bounds is its own business (`can_admit`).
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-
 from wiredactors.memory.errors import PolicyConflict, PolicyError, TicketTooLarge
-from wiredactors.memory.group import Group, shown
+from wiredactors.memory.group import Group, GroupKey, shown
 from wiredactors.memory.holding import Holding
 from wiredactors.memory.policies import WiredMemoryPolicy, policy_label
 from wiredactors.memory.reservations import Reservations
@@ -27,9 +25,9 @@ class Book:
         self.ceiling = ceiling
         self.baseline = 0
         self.holdings: dict[str, Holding] = {}
-        self.groups: dict[Hashable, Group] = {}
+        self.groups: dict[GroupKey, Group] = {}
         self._pinned: dict[str, Holding] = {}
-        self._spare: Group | None = None  # the last that was dropped, likely to come again
+        self._last: Group | None = None  # that was asked for, likely to be again
         self.reservations = Reservations()
         self.excess = 0  # what admission is tightened by meanwhile
         self.total = 0
@@ -45,11 +43,18 @@ class Book:
             PolicyConflict: the id is taken by a live policy of other parameters.
             PolicyError: the policy's id or parameters raise or cannot be compared.
         """
+        last = self._last
+        if last is not None and last.policy is policy and self.groups.get(last.key, last) is last:
+            return last  # live, or to be had again: built-in policies do not change
         try:
-            group = self.groups.get(policy.id)
+            key = GroupKey(policy.id)
+            group = self.groups.get(key)
             if group is None:
-                return self._new_group(policy)
-            if group.policy is policy or group.policy.parameters == policy.parameters:
+                group = Group(policy)
+            # One that is its own id was compared just now.
+            same = group.policy is policy or key.id is policy
+            if same or group.policy.parameters == policy.parameters:
+                self._last = group if group.built_in else None
                 return group
         except Exception as error:
             raise PolicyError(f"{policy_label(policy)} is unusable: {shown(error)}") from error
@@ -57,12 +62,6 @@ class Book:
             f"the id of {shown(policy)} belongs to {shown(group.policy)} while its tickets live, "
             "which differs from it: give it another id, or end those tickets first"
         )
-
-    def _new_group(self, policy: WiredMemoryPolicy) -> Group:
-        spare = self._spare
-        if spare is not None and spare.policy is policy and policy.reads_totals:
-            return spare  # built-in policies do not change
-        return Group(policy.id, policy)
 
     def await_group(self, group: Group, change: int) -> None:
         """Count a waiter in or out of its group, which lives as long as it has any."""
@@ -75,7 +74,7 @@ class Book:
         group, size = holding.group, holding.size
         if not group.sizes.length:
             self.base_total += group.base_bytes
-            self.groups[group.id] = group
+            self.groups[group.key] = group
         group.sizes.add(size)
         self.holdings[holding.ticket_id] = holding
         self.total += size
@@ -112,9 +111,9 @@ class Book:
 
     def _keep_or_drop(self, group: Group) -> None:
         if group.sizes.length or group.waiting:
-            self.groups[group.id] = group
-        elif self.groups.pop(group.id, None) is not None:
-            self._spare = group
+            self.groups[group.key] = group
+        else:
+            self.groups.pop(group.key, None)
 
     # -- what fits
 
@@ -175,7 +174,7 @@ class Book:
 
         Raises PolicyError now, where a ticket can still be refused.
         """
-        if not group.policy.reads_totals:
+        if not group.built_in:
             with _without(growing):
                 group.limit(self.baseline, [*group.sizes, size])
 
@@ -184,7 +183,7 @@ class Book:
 
         Admission bounds it too, but over a baseline that may be learned later. Raises PolicyError.
         """
-        if group.bound is None:
+        if not group.built_in:
             limit = group.limit(self.baseline)
         else:  # a built-in policy is in order
             limit = group.policy.limit(self.baseline, group.sizes)

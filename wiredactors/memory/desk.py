@@ -5,6 +5,8 @@ It carries out what admission decides, and says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from wiredactors.memory import messages as m
 from wiredactors.memory.admission import Admission
 from wiredactors.memory.book import Book
@@ -55,7 +57,7 @@ class Desk:
     def start(self, command: m.Start) -> None:
         ticket, reply = command.ticket, command.reply
         if self.closed:
-            self._journal.refuse(reply, ManagerClosed("the manager has closed"))
+            self._journal.refuse(reply, _closed())
             return
         if ticket.id in self._book.holdings or ticket.id in self._queue.by_id:
             self._start_again(command)
@@ -132,7 +134,7 @@ class Desk:
         elif holding is not None and holding.reply is command.reply:
             # Admitted, and cancelled before the start returned, perhaps with its answer on the
             # way: the body never ran, and nobody else will end it.
-            self._release(holding, _withdrawn(holding))
+            self._release(holding)
 
     def _leave_queue(self, waiter: Waiter, kind: EventKind, error: str | None = None) -> None:
         self._queue.remove(waiter)
@@ -159,13 +161,15 @@ class Desk:
         self._leave_queue(waiter, EventKind.ADMISSION_CANCELLED, error="withdrawn")
         self._journal.refuse(waiter.reply, _withdrawn(waiter.holding))
 
-    def _release(self, holding: Holding, error: WiredMemoryError | None = None) -> None:
-        """Take its bytes back; `error` is for whoever still waits for it to start or grow."""
+    def _release(
+        self, holding: Holding, error: Callable[[], WiredMemoryError] | None = None
+    ) -> None:
+        """Take its bytes back; who still waits for it to start or grow gets an `error` each."""
         for reply in self._answers.take_starts_of(holding):
-            self._journal.refuse(reply, error or _withdrawn(holding))
+            self._journal.refuse(reply, error() if error else _withdrawn(holding))
         grower = self._growers.by_id.get(holding.ticket_id)
         if grower is not None:
-            self._fail_waiter(grower, error or _withdrawn(holding))
+            self._fail_waiter(grower, error() if error else _withdrawn(holding))
         self._book.remove(holding)
         self._settlement.changed = True
         if holding.active and not self._book.active:
@@ -219,11 +223,12 @@ class Desk:
         self.admit()
 
     def _change_size(self, holding: Holding, size: int, reply: m.Reply) -> None:
+        if size > holding.size:
+            self._admission.doubt_beside(holding)
         self._book.resize(holding, size)
         self._settlement.changed = True
         self._journal.emit_ticket(EventKind.TICKET_RESIZED, holding)
         self._answers.owe(reply)
-        self._admission.doubt_beside(holding)
 
     def cancel_resize(self, command: m.CancelResize) -> None:
         self._answers.forget(command.reply)
@@ -284,12 +289,15 @@ class Desk:
     def close(self) -> None:
         """Refuse all that wait, and end all that live."""
         self.closed = True
-        error = ManagerClosed("the manager has closed")
         for waiter in [*self._queue, *self._growers]:
-            self._fail_waiter(waiter, error)
+            self._fail_waiter(waiter, _closed())
         for holding in list(self._book.holdings.values()):
-            self._release(holding, error)
+            self._release(holding, _closed)
 
 
 def _withdrawn(holding: Holding) -> TicketWithdrawn:
     return TicketWithdrawn(f"ticket {holding.ticket_id} was ended meanwhile")
+
+
+def _closed() -> ManagerClosed:
+    return ManagerClosed("the manager has closed")

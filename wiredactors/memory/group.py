@@ -8,9 +8,25 @@ import math
 from collections.abc import Hashable, Sequence
 
 from wiredactors.memory.errors import PolicyError
-from wiredactors.memory.policies import WiredMemoryPolicy, policy_label
+from wiredactors.memory.policies import BUILT_IN, WiredMemoryPolicy, policy_label
 from wiredactors.memory.sizes import Sizes, total_of
 from wiredactors.memory.units import checked_size
+
+
+class GroupKey:
+    """A policy's id, hashed once: what a user's own object answers later cannot lose a group."""
+
+    __slots__ = ("_hash", "id")
+
+    def __init__(self, id: Hashable):
+        self.id = id
+        self._hash = hash(id)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GroupKey) and (self.id is other.id or bool(self.id == other.id))
 
 
 class Group:
@@ -20,14 +36,15 @@ class Group:
     sums of the book wrong for ever.
     """
 
-    def __init__(self, id: Hashable, policy: WiredMemoryPolicy):
-        self.id = id
+    def __init__(self, policy: WiredMemoryPolicy):
+        self.key = GroupKey(policy.id)
         self.policy = policy
+        self.built_in = type(policy) in BUILT_IN
         self.base_bytes = checked_size(policy.base_bytes, "base_bytes")
         self.cap = policy.cap if isinstance(policy.cap, int) else None
         # What baseline and all sizes may come to; None where the policy must be asked.
         self.bound: float | None = None
-        if policy.reads_totals:
+        if self.built_in:
             self.bound = math.inf if self.cap is None else self.cap - self.base_bytes
         # Whether its limit is bounded by the ceiling, as by a cap.
         self.capped_by_ceiling = policy.cap_is_ceiling and self.cap is None
@@ -64,10 +81,12 @@ class Group:
         """What the policy asks for, for `held` or all that it holds. Raises PolicyError."""
         try:
             answer = self.policy.limit(baseline, self._given(self.sizes if held is None else held))
-            self._last_limit = checked_size(answer, "a limit")
+            limit = checked_size(answer, "a limit")
         except Exception as error:
             raise PolicyError(f"{self.label}.limit failed: {shown(error)}") from error
-        return self._last_limit
+        if held is None:
+            self._last_limit = limit
+        return limit
 
     def last_limit(self) -> int:
         """The last sound answer of a policy that fails now."""
@@ -75,7 +94,7 @@ class Group:
 
     def _given(self, sizes: Sequence[int]) -> Sequence[int]:
         # A user's own policy gets a list of its own: what it does with it harms nobody.
-        return sizes if self.policy.reads_totals else list(sizes)
+        return sizes if self.built_in else list(sizes)
 
 
 def shown(value: object) -> str:

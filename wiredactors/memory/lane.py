@@ -22,7 +22,7 @@ _NOTHING: float = math.inf  # the size of an empty slot
 _FEWEST_SLOTS = 8
 
 #: The place of a waiter in the one order of the ledger; the smaller goes first.
-Key = tuple[float, int]
+Key = tuple[float, float]
 
 
 @attrs.define(eq=False)

@@ -10,8 +10,9 @@ Commands go in with `now`, effects come out in the order in which they must be c
   (`settlement`).
 - Events record decisions; their numbers have no gaps (`journal`).
 
-A change costs O(log n) in the tickets that live and wait, and O(n) in the groups and the lanes
-that they wait in; but see `admission` on a user's own policy.
+A change costs O(log n) in the tickets that live and wait, and grows with the groups and the lanes
+that they wait in. It costs O(n) in those that wait when a ticket comes or grows that is pinned, or
+that others who wait stand on: are they possible still? See `admission` on a user's own policy.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class Ledger:
         match command:
             case m.Start():
                 self._desk.start(command)
+                if self._book.excess:
+                    self._claim_for(command.ticket_id)
             case m.End():
                 self._desk.end(command)
             case m.CancelStart():
@@ -124,17 +127,38 @@ class Ledger:
     # -- what presses
 
     def _observe(self, command: m.Observe) -> None:
-        ceiling, held = self._book.ceiling, self._book.total
-        changed = self._outside.observe(command.reading, ceiling=ceiling, held_bytes=held)
-        if not changed and command.error is None:
+        changed = self._outside.observe(
+            command.reading, ceiling=self._book.ceiling, claimed_bytes=self._claimed_bytes()
+        )
+        if changed or command.error is not None:
+            self._say_outside(command.error)
+
+    def _claimed_bytes(self) -> int:
+        book = self._book
+        waiting = sum(w.wants for w in self._queue if not w.holding.active)
+        bases = sum(group.base_bytes for group in book.groups.values() if not group.sizes.length)
+        return book.total + book.base_total + waiting + bases
+
+    def _claim_for(self, ticket_id: str) -> None:
+        """One that has to wait may be for what is in memory already, and is not outside then."""
+        waiter = self._queue.by_id.get(ticket_id)
+        if waiter is None:
             return
+        group = waiter.holding.group
+        claimed = 0 if waiter.holding.active else waiter.wants
+        if not group.sizes.length and group.waiting == 1:
+            claimed += group.base_bytes
+        if claimed and self._outside.claim(claimed):
+            self._say_outside(None)
+
+    def _say_outside(self, error: str | None) -> None:
         self._book.excess = self._outside.excess_bytes
-        details = {} if command.reading is None else attrs.asdict(command.reading)
+        reading = self._outside.reading
         self._journal.emit(
             EventKind.OUTSIDE_PRESSURE,
             size=self._book.excess,
-            error=command.error,
-            details=details,
+            error=error,
+            details={} if reading is None else attrs.asdict(reading),
         )
         self._desk.admit()
 
@@ -174,7 +198,7 @@ class Ledger:
 
     def _close(self) -> None:
         self._desk.close()
-        self._settlement.retry_now()  # the last chance to restore the baseline
+        self._settlement.close()
 
     # -- looking
 

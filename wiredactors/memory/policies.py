@@ -7,9 +7,10 @@ its word: all tickets of the group, reservations too.
 from __future__ import annotations
 
 import abc
+import functools
 import itertools
 from collections.abc import Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 
@@ -39,17 +40,6 @@ class WiredMemoryPolicy(abc.ABC):
     cap: int | None = None
     #: Whether `cap=None` means the ceiling inside a manager.
     cap_is_ceiling: bool = False
-    #: True for the built-in policies: they admit while baseline, `base_bytes` and all sizes stay
-    #: within `cap`, and their limit reads sums that the ledger keeps. So it need not ask them
-    #: about each ticket, nor copy the sizes for them.
-    reads_totals: bool = False
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        # A user's own that starts from a built-in one and changes what it says must be asked.
-        said = cls.__dict__
-        if ("limit" in said or "can_admit" in said) and "reads_totals" not in said:
-            cls.reads_totals = False
 
     @property
     def id(self) -> Hashable:
@@ -62,7 +52,8 @@ class WiredMemoryPolicy(abc.ABC):
         names = [name for cls in type(self).__mro__ for name in getattr(cls, "__slots__", ())]
         slots = {name: getattr(self, name) for name in names if hasattr(self, name)}
         slots.pop("__weakref__", None)
-        return type(self), slots | getattr(self, "__dict__", {})
+        fields = slots | getattr(self, "__dict__", {})
+        return type(self), {k: v for k, v in fields.items() if not _is_computed(type(self), k)}
 
     @abc.abstractmethod
     def limit(self, baseline: int, active_sizes: Sequence[int]) -> int:
@@ -113,6 +104,13 @@ class WiredMemoryPolicy(abc.ABC):
         )
 
 
+def _is_computed(cls: type, name: str) -> bool:
+    """Whether an attribute follows from the others, and is there only once it was asked for."""
+    return name.startswith("_attrs") or isinstance(
+        getattr(cls, name, None), functools.cached_property
+    )
+
+
 def _optional_size(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if value is not None:
         checked_size(value, attribute.name)
@@ -140,7 +138,6 @@ class WiredSumPolicy(WiredMemoryPolicy):
 
     cap: int | None = attrs.field(default=None, validator=_optional_size)
     cap_is_ceiling = True
-    reads_totals = True
 
     def limit(self, baseline: int, active_sizes: Sequence[int]) -> int:
         return _capped(baseline + total_of(active_sizes), self.cap)
@@ -152,8 +149,6 @@ class WiredSumPolicy(WiredMemoryPolicy):
 @attrs.frozen(cache_hash=True)
 class WiredMaxPolicy(WiredMemoryPolicy):
     """`max(baseline, largest size)`: for work that takes turns. It admits everything."""
-
-    reads_totals = True
 
     def limit(self, baseline: int, active_sizes: Sequence[int]) -> int:
         return max(baseline, largest_of(active_sizes))
@@ -167,7 +162,6 @@ class WiredFixedPolicy(WiredMemoryPolicy):
     """
 
     limit_bytes: int = attrs.field(alias="limit", validator=_required_size)
-    reads_totals = True
 
     def limit(self, baseline: int, active_sizes: Sequence[int]) -> int:
         return self.limit_bytes
@@ -187,7 +181,6 @@ class WiredBudgetPolicy(WiredMemoryPolicy):
     # An attribute where the base has a property.
     id: Hashable = attrs.field(default=None, converter=_id_or_fresh)
     cap_is_ceiling = True
-    reads_totals = True
 
     @property
     def parameters(self) -> object:
@@ -213,3 +206,9 @@ def policy_label(policy: WiredMemoryPolicy) -> str:
         return repr(policy) if own is policy else f"{type(policy).__name__}#id={own}"
     except Exception:  # a broken repr of a user's must not take the ledger with it
         return type(policy).__name__
+
+
+#: Exactly these admit while baseline, `base_bytes` and all sizes stay within `cap`, and ask for a
+#: limit by sums that the ledger keeps. So it need not ask them about each ticket, nor copy the
+#: sizes for them. A class made from one of them may say anything, and is asked.
+BUILT_IN: Final = frozenset({WiredSumPolicy, WiredMaxPolicy, WiredFixedPolicy, WiredBudgetPolicy})

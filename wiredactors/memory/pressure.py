@@ -75,8 +75,8 @@ def _missing_bytes(book: Book, waiter: Waiter) -> int:
 def needs_idle_bytes(book: Book, waiter: Waiter) -> int:
     """The bytes of reservations, not reclaimable ones, that must go before the waiter fits.
 
-    0 where it only waits for active work to end, for caches to be given up, and for outside pressure
-    to pass.
+    0 where it only waits for active work to end, for caches to be given up, and for outside
+    pressure to pass.
     """
     group, holding = waiter.holding.group, waiter.holding
     reservations = book.reservations

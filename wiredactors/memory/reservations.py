@@ -47,12 +47,12 @@ class Reservations:
             del self._kept_count[group], self._kept_in[group]
 
     def resized(self, holding: Holding, change: int) -> None:
-        """Its size has changed by `change` bytes; it has given what it would, and can be asked
-        again."""
+        """Its size has changed by `change` bytes."""
         if holding.reclaimable:
-            holding.asked = False
-            self.asked.pop(holding.ticket_id, None)
             self.reclaimable_bytes += change
+            if change < 0:  # it has given what it would, and may be asked for the rest
+                holding.asked = False
+                self.asked.pop(holding.ticket_id, None)
         else:
             self._keep(holding.group, change)
 

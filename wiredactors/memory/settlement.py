@@ -43,6 +43,7 @@ class Settlement:
         self._set_configuration(configuration)
         self._known_baseline = 0  # what the first write returned
         self._first_write_done = False
+        self._last_tries = 0  # of a write that is refused while closing
 
     def configure(self, configuration: WiredMemoryConfiguration) -> None:
         self._set_configuration(configuration)
@@ -53,8 +54,10 @@ class Settlement:
 
     def _set_configuration(self, configuration: WiredMemoryConfiguration) -> None:
         self._configuration = configuration
-        # There is a limit, and it is not ours: what is decided is not in force.
-        self._hands_off = self._writes and configuration.wired_mode == "off"
+        # There is a limit, and it is not ours: what is decided is not in force. But what was raised
+        # before, and could not be restored, still is.
+        raised = self._limit.current not in (None, self._book.baseline)
+        self._hands_off = self._writes and configuration.wired_mode == "off" and not raised
 
     @property
     def current(self) -> int | None:
@@ -151,9 +154,11 @@ class Settlement:
 
     def _say_restored(self) -> None:
         baseline = self._book.baseline
-        if self.restoring and not self._hands_off and self._in_force() == baseline:
+        if self.restoring and self._in_force() == baseline:
             self.restoring = False
-            self._journal.emit(EventKind.BASELINE_RESTORED, applied_limit=baseline)
+            if not self._hands_off:
+                self._journal.emit(EventKind.BASELINE_RESTORED, applied_limit=baseline)
+            self._set_configuration(self._configuration)  # it may let go of the limit now
 
     # -- what has come of a write
 
@@ -199,10 +204,14 @@ class Settlement:
             error=command.error,
         )
         self._answer(self.answers.take_of_write())
+        if self._last_tries:  # the baseline must come back, and there is no later
+            self._last_tries -= 1
+            self._limit.retry_now()
 
     def _say_foreign(self, limit: int) -> None:
         self._journal.emit(EventKind.FOREIGN_LIMIT_WRITE, desired_limit=limit)
 
-    def retry_now(self) -> None:
-        """Try a refused write again without waiting for its time."""
+    def close(self) -> None:
+        """All has ended: try a refused write again at once, and once more if it fails."""
+        self._last_tries = 1
         self._limit.retry_now()

@@ -51,9 +51,10 @@ class Plans:
         if missing > book.reservations.reclaimable_bytes + book.base_total:
             raise _NotEnough  # at once, whatever their number
         in_group: list[Holding] = []
+        freed_in_group = 0
         planned: Counter[Group] = Counter()
         for holding in self._candidates(waiter):
-            blocked = self._group_blocks(waiter, in_group)
+            blocked = self._group_blocks(waiter, in_group, freed_in_group)
             if missing <= 0 and not blocked:
                 return
             if missing > 0 or (blocked and holding.group is group):
@@ -63,8 +64,9 @@ class Plans:
                 )
                 if holding.group is group:
                     in_group.append(holding)
+                    freed_in_group += holding.size
                 yield holding
-        if missing > 0 or self._group_blocks(waiter, in_group):
+        if missing > 0 or self._group_blocks(waiter, in_group, freed_in_group):
             raise _NotEnough
 
     def _candidates(self, waiter: Waiter) -> Iterator[Holding]:
@@ -86,10 +88,9 @@ class Plans:
         last = group.sizes.length == self._gone_of[group] + planned
         return group.base_bytes if last and group is not waiter.holding.group else 0
 
-    def _group_blocks(self, waiter: Waiter, gone: list[Holding]) -> bool:
-        """Whether its policy keeps it out though those of its group had gone."""
+    def _group_blocks(self, waiter: Waiter, gone: list[Holding], freed: int) -> bool:
+        """Whether its policy keeps it out though those of its group, `freed` bytes, had gone."""
         group = waiter.holding.group
-        freed = sum(holding.size for holding in gone)
         if group.bound is not None:
             return waiter.more > self._book.group_room(group) + self._freed_in[group] + freed
         left = list(group.sizes)

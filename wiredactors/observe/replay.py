@@ -107,7 +107,7 @@ class _State:
                 self._active -= ended.kind == "active"
                 self._come_back()
             case EventKind.TICKET_RESIZED:
-                self._change(event, size=event.size, wants_size=None, asked=False)
+                self._resize(event)
             case EventKind.RESIZE_WAIT:
                 self._change(event, wants_size=event.size)
             case EventKind.RESIZE_CANCELLED | EventKind.RESIZE_REFUSED:
@@ -151,6 +151,14 @@ class _State:
         ticket_id = _id_of(event)
         where = self._waiters if ticket_id in self._waiters else self._tickets
         where[ticket_id] = attrs.evolve(_found(where, event), **changes)
+
+    def _resize(self, event: WiredMemoryEvent) -> None:
+        ticket_id = _id_of(event)
+        before = self._waiters.get(ticket_id) or _found(self._tickets, event)
+        size = before.size if event.size is None else event.size
+        # One that was asked to yield has, if it gave anything.
+        asked = before.asked and size >= before.size
+        self._change(event, size=size, wants_size=None, asked=asked)
 
     def _leave(self, where: dict[str, TicketSnapshot], event: WiredMemoryEvent) -> TicketSnapshot:
         ticket = _found(where, event)
