@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 
 import pytest
@@ -10,10 +11,36 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import wiredactors as wa
+from wiredactors.memory import journal
 from wiredactors.memory import messages as m
 from wiredactors.memory.ledger import Ledger
+from wiredactors.testing import RecordingBackend
 
 SUM100 = wa.WiredSumPolicy(cap=100)
+
+
+@pytest.fixture(autouse=True)
+def bounded(request):
+    """A test that waits for what never comes fails. (pytest-trio runs no async autouse fixture.)"""
+    test = request.node.obj
+
+    @functools.wraps(test)
+    async def run(**fixtures):
+        with trio.fail_after(10_000 if "autojump_clock" in fixtures else 30):
+            await test(**fixtures)
+
+    request.node.obj = run
+
+
+@pytest.fixture
+def shuffle(monkeypatch):
+    """Called with a seed: trio picks among the tasks that are ready by it, and by nothing else."""
+
+    def seeded(seed):
+        monkeypatch.setattr(trio._core._run, "_r", random.Random(seed))
+
+    monkeypatch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+    return seeded
 
 
 class Backend:
@@ -25,11 +52,20 @@ class Backend:
         self.limit = previous
         self.working_set = working_set
         self.writes: list[int] = []
+        self.refused = 0
+        self._failures = 0
 
     def recommended_working_set_bytes(self):
         return self.working_set
 
+    def fail_next(self, count):
+        self._failures = count
+
     def set_wired_limit(self, limit):
+        if self._failures:
+            self._failures -= 1
+            self.refused += 1
+            raise ValueError("as the test has asked")
         self.writes.append(limit)
         previous, self.limit = self.limit, limit
         return previous
@@ -38,8 +74,8 @@ class Backend:
 class Deferred(Backend):
     """One that sets the limit some time after it was asked."""
 
-    def __init__(self, seconds=1.0):
-        super().__init__()
+    def __init__(self, seconds=1.0, previous=0):
+        super().__init__(previous)
         self.seconds = seconds
         self.nursery: trio.Nursery | None = None
 
@@ -230,6 +266,95 @@ class TestTickets:
             for neither in (None, 5, SUM100):
                 with pytest.raises(TypeError, match="explain takes a ticket or its id, not "):
                     manager.explain(neither)
+
+
+class TestTurns:
+    """What comes together is settled once, up to 200 commands."""
+
+    #: Every change of the limit would be written.
+    EAGER = wa.WiredMemoryConfiguration(shrink_threshold_ratio=0.0, shrink_cooldown=0.0)
+
+    async def test_a_hundred_starts_make_one_write(self):
+        backend = RecordingBackend()
+        async with wa.open_manager(self.EAGER, backend):
+            async with trio.open_nursery() as starters:
+                for _ in range(100):
+                    starters.start_soon(wa.WiredSumPolicy().ticket(1).start)
+            assert len(backend.calls) == 1
+            assert backend.limit == 100
+
+    async def test_more_than_a_turn_can_take_make_one_write_a_turn(self):
+        backend = RecordingBackend()
+        tickets = [wa.WiredSumPolicy().ticket(1) for _ in range(450)]
+        async with wa.open_manager(self.EAGER, backend):
+            async with trio.open_nursery() as starters:
+                for ticket in tickets:
+                    starters.start_soon(ticket.start)
+            assert backend.writes == [200, 400, 450]
+            backend.calls.clear()
+            async with trio.open_nursery() as enders:
+                for ticket in tickets:
+                    enders.start_soon(ticket.end)
+            assert backend.writes == [250, 50, 0]
+
+    @pytest.mark.parametrize("full", [False, True])
+    async def test_start_cancel_and_end_of_one_ticket_in_one_turn(
+        self, monkeypatch, nursery, shuffle, full
+    ):
+        turns = [[]]
+        receive, settle = Ledger.receive, Ledger.settle
+
+        def received(self, command, now):
+            turns[-1].append(type(command))
+            return receive(self, command, now)
+
+        def settled(self, now):
+            turns.append([])
+            return settle(self, now)
+
+        monkeypatch.setattr(Ledger, "receive", received)
+        monkeypatch.setattr(Ledger, "settle", settled)
+        backend = Backend(previous=7)
+        ended = 0
+
+        async def start(ticket, scope):
+            with scope, contextlib.suppress(wa.TicketWithdrawn):
+                async with ticket.wired_limit():
+                    await trio.sleep_forever()
+
+        async def cancel(scope):
+            scope.cancel()
+
+        async def end(ticket, later):
+            nonlocal ended
+            for _ in range(later):
+                await trio.lowlevel.checkpoint()
+            await ticket.end()
+            ended += 1
+
+        async with wa.open_manager(backend=backend) as manager:
+            first = SUM100.ticket(80)
+            if full:
+                await first.start()
+            before = manager.snapshot()
+            for seed in range(90):
+                shuffle(seed)
+                ticket, scope = SUM100.ticket(30), trio.CancelScope()
+                nursery.start_soon(start, ticket, scope)
+                nursery.start_soon(cancel, scope)
+                nursery.start_soon(end, ticket, seed % 3)
+                await wait_all_tasks_blocked()
+                assert ended == seed + 1
+                after = manager.snapshot()
+                assert (after.tickets, after.waiters) == (before.tickets, ())
+                assert manager._open_requests == set()
+                assert backend.limit == (87 if full else 7)
+        orders = {tuple(turn) for turn in turns if len(turn) == 3}
+        assert orders >= {
+            (m.Start, m.CancelStart, m.End),
+            (m.Start, m.End, m.CancelStart),
+            (m.End, m.Start, m.CancelStart),
+        }
 
 
 class TestClosing:
@@ -618,23 +743,91 @@ class TestEvents:
                 assert [event async for event in events] == []
             await SUM100.ticket(60).start()
 
-    async def test_debug_events_can_be_switched_off_and_on(self):
+    async def test_with_debug_events_off_none_is_made_and_all_are_numbered(self, monkeypatch):
+        configuration = wa.WiredMemoryConfiguration(debug_events=False)
+        monkeypatch.setattr(journal, "EventDraft", None)
+        async with wa.open_manager(configuration, Backend()) as manager, manager.events():
+            for number in range(1, 4):
+                async with SUM100.ticket(60).wired_limit():
+                    assert not manager._ledger._journal.listening
+                assert manager.snapshot().sequence == 8 * number
+
+    async def test_debug_events_can_be_switched_off_and_on(self, monkeypatch):
         async with wa.open_manager(backend=Backend()) as manager:
             async with manager.events() as events:
                 await manager.update_configuration(debug_events=False)
                 assert [e.kind async for e in events] == ["snapshot", "configuration_updated"]
+                with monkeypatch.context() as without:
+                    without.setattr(journal, "EventDraft", None)
+                    async with SUM100.ticket(60).wired_limit():
+                        pass
+                assert manager.snapshot().sequence == 1 + 8
             await manager.update_configuration(debug_events=True)
             async with manager.events() as events:
-                assert (await anext(events)).kind == "snapshot"
+                first = await anext(events)
+                assert (first.kind, first.sequence) == ("snapshot", 10)
+                async with SUM100.ticket(60).wired_limit():
+                    pass
+                following = [events.receive_nowait().sequence for _ in range(8)]
+                assert following == list(range(11, 19))
+                assert manager.snapshot().sequence == 18
+
+    async def test_a_reader_that_is_cancelled_leaves_nothing_behind(self, nursery):
+        read = []
+
+        async def listen(scope):
+            with scope:
+                async with manager.events() as events:
+                    async for event in events:
+                        read.append(event.kind)  # noqa: PERF401  # they are read while they come
+
+        async with wa.open_manager(backend=Backend()) as manager, manager.events() as other:
+            await anext(other)
+            scope = trio.CancelScope()
+            nursery.start_soon(listen, scope)
+            await wait_all_tasks_blocked()
+            scope.cancel()
+            await wait_all_tasks_blocked()
+            assert manager._broadcast._streams == [other]
+            manager.note(wa.EventKind.JOB_FIRST_TOKEN, job="j")
+            assert (await anext(other)).job == "j"
+            assert read == ["snapshot"]
+
+    async def test_a_read_that_is_cancelled_costs_its_stream_nothing(self, autojump_clock):
+        async with wa.open_manager(backend=Backend()) as manager, manager.events() as events:
+            await anext(events)
+            with trio.move_on_after(1) as scope:
+                await anext(events)
+            assert scope.cancelled_caught
+            for job in ("one", "two"):
+                manager.note(wa.EventKind.JOB_FIRST_TOKEN, job=job)
+                assert (await anext(events)).job == job
+
+    async def test_two_tasks_cannot_wait_on_one_stream_and_the_first_reads_on(self, nursery):
+        jobs = []
+
+        async def read():
+            jobs.append((await anext(events)).job)
+
+        async with wa.open_manager(backend=Backend()) as manager, manager.events() as events:
+            await anext(events)
+            nursery.start_soon(read)
+            await wait_all_tasks_blocked()
+            with pytest.raises(trio.BusyResourceError):
+                await anext(events)
+            manager.note(wa.EventKind.JOB_FIRST_TOKEN, job="j")
+            await wait_all_tasks_blocked()
+            assert jobs == ["j"]
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("make", [Backend, Deferred])
 async def test_thousands_of_tasks_that_come_and_go_at_random_leave_nothing(
-    autojump_clock, nursery, seed, make
+    autojump_clock, nursery, shuffle, seed, make
 ):
+    shuffle(seed)
     rng = random.Random(seed)
-    backend = make()
+    backend = make(previous=7)
     backend.nursery = nursery
     policies = [SUM100, wa.WiredMaxPolicy(), wa.WiredBudgetPolicy(base_bytes=10, cap=90, id="b")]
     held = 0
@@ -699,19 +892,28 @@ async def test_thousands_of_tasks_that_come_and_go_at_random_leave_nothing(
         await trio.sleep(seconds)
         await ticket.end()
 
+    async def refuse_now_and_then():
+        while True:
+            await trio.sleep(rng.uniform(0, 10))
+            backend.fail_next(rng.randrange(1, 4))
+
     configuration = wa.WiredMemoryConfiguration(admission_ceiling=150, overtake_seconds=10.0)
-    with trio.fail_after(10_000):
-        async with wa.open_manager(configuration, backend) as manager:
+    async with wa.open_manager(configuration, backend) as manager:
+        async with trio.open_nursery() as refusing:
+            refusing.start_soon(refuse_now_and_then)
             async with trio.open_nursery() as workers:
                 for _ in range(2000):
                     workers.start_soon(worker)
-            await trio.sleep(5)
-            assert asked
-            assert manager._asked == {}
-            state = manager.snapshot()
-            assert state.tickets == state.waiters == ()
-            assert backend.limit == 0
-    assert backend.limit == 0
+            refusing.cancel_scope.cancel()
+        await trio.sleep(200)  # a refused write is tried again
+        assert asked
+        assert backend.refused > 10
+        assert manager._asked == {}
+        assert manager._open_requests == set()
+        state = manager.snapshot()
+        assert state.tickets == state.waiters == ()
+        assert state.baseline == state.current_limit == backend.limit == 7
+    assert backend.limit == 7
 
 
 async def test_the_limit_has_fallen_when_wired_limit_is_left(autojump_clock):

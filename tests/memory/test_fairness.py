@@ -2,8 +2,14 @@
 
 The load may do what it likes, for ever: arrivals without end, of any size and group and of any
 priority up to P, changes of size, cancelled starts. Only this is assumed: a ticket that was
-admitted ends within H seconds of that, unless it is a pinned reservation (the ledger refuses at
-once whoever does not fit beside those). Let a victim of priority p begin to wait at time t.
+admitted ends within H seconds of that, unless it is one of these, which may stay for ever:
+
+- A pinned reservation; the ledger refuses at once whoever does not fit beside those.
+- An idle one, neither pinned nor reclaimable, if each ticket that waits would fit beside it.
+- A *cache*, a reclaimable reservation. It does not grow, it ends within H of being asked to, and
+  its group has no cap: what keeps a ticket out of a group ends by itself.
+
+Let a victim of priority p begin to wait at time t, and first let there be no caches.
 
 1. The order is one key, and p waits `aging_seconds` for each step of priority. Whoever stands
    before the victim arrived by T0 = t + (P - p) * aging_seconds, and nobody joins those later.
@@ -11,10 +17,10 @@ once whoever does not fit beside those). Let a victim of priority p begin to wai
    later ones behind them.
 2. By T1 = T0 + overtake_seconds every elder has waited so long that its room is kept. Take the
    first elder. From T1 on nobody new comes into its group: either it keeps the group, or it keeps
-   all, or a ticket that grows keeps all. So at T1 + H at the latest, nothing but pinned ones is
+   all, or a ticket that grows keeps all. So at T1 + H at the latest, nothing but what stays is
    left of its group, it lacks nothing there, and nobody of its group is growing. Then it keeps
-   all, or one that grows does: nobody comes in at all, and within H more nothing but pinned ones
-   lives. It fits beside those, so it has come in. With one group only, H is enough: whatever keeps
+   all, or one that grows does: nobody comes in at all, and within H more nothing but what stays
+   lives. It fits beside that, so it has come in. With one group only, H is enough: whatever keeps
    the group keeps all. So each elder comes in within 2 H of being the first (H with one group):
 
        the victim comes in by T0 + overtake_seconds + (n + 1) * 2 H.
@@ -26,6 +32,12 @@ once whoever does not fit beside those). Let a victim of priority p begin to wai
 
        the victim comes in by T0 + (n + 1) * (overtake_count + 1) * 2 H.
 
+4. Caches add H to each of these 2 H (or one). Where without them the first elder would have come
+   in, only they keep it out, by the ceiling, and nobody passes it: it is the first for whom they
+   are asked, they suffice, and they have ended H later.
+
+`LEDGER_PROFILE=nightly` tries thousands of loads, other ones each time.
+
 Where all have one priority T0 is t, and with `max_waiters` n is less than that: the bound then
 follows from the configuration and H alone.
 """
@@ -34,6 +46,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import os
 from collections import Counter
 
 import attrs
@@ -49,10 +62,12 @@ from wiredactors.memory.policies import (
     WiredMemoryPolicy,
     WiredSumPolicy,
 )
+from wiredactors.memory.pressure import Pressure
 from wiredactors.memory.queue import WaitQueue
 
 CEILING = 100
 PINNED = 10
+IDLE = 10
 HOLD_SECONDS = 8.0  # H
 
 
@@ -85,6 +100,7 @@ class Stream:
         grows_to: what it asks for half way.
         patience: seconds after which one that waits gives up.
         asks_again: what it wants instead, after a second of waiting.
+        caches: they are reclaimable reservations, and end `hold` seconds after being asked to.
     """
 
     size: int
@@ -98,16 +114,19 @@ class Stream:
     grows_to: int | None = None
     patience: float | None = None
     asks_again: int | None = None
+    caches: bool = False
 
 
 class Load:
-    """A ledger under endless streams beside a pinned reservation, and one ticket that is watched.
+    """A ledger under endless streams beside what stays, and one ticket that is watched.
+
+    A pinned reservation stays, and with `idle` another one under that policy.
 
     Attributes:
         passed_in_group: how many of the victim's group came in that stood behind it.
     """
 
-    def __init__(self, *streams: Stream, **configuration):
+    def __init__(self, *streams: Stream, idle: WiredMemoryPolicy | None = None, **configuration):
         self.driver = Driver(ceiling=CEILING, writes=False, **configuration)
         self.configuration = self.driver.ledger.configuration
         self.passed_in_group = 0
@@ -116,8 +135,11 @@ class Load:
         self._number = itertools.count()
         self._waiting: dict[str, tuple[Stream, Reply, tuple[float, int]]] = {}
         self._backlogs: Counter[int] = Counter()  # by place among the streams
+        self._caches: dict[str, Stream] = {}
         self._victim: tuple[WiredMemoryPolicy, tuple[float, int]] | None = None
         self.driver.reserve("pinned", PINNED, pinned=True)
+        if idle is not None:
+            self.driver.reserve("idle", IDLE, idle)
         for stream in streams:
             self._plan(stream.first, "arrive", "", stream)
 
@@ -134,6 +156,7 @@ class Load:
         reply = self.driver.start("victim", size, policy, priority=priority)
         if reply.error is None:
             self._victim = policy, self._key(self.now, priority)
+        self._see_who_is_asked()
         return reply
 
     @property
@@ -177,7 +200,8 @@ class Load:
 
     def _arrive(self, stream: Stream) -> None:
         ticket = f"t{next(self._number)}"
-        more = {"kind": stream.kind, "priority": stream.priority}
+        kind = "reservation" if stream.caches else stream.kind
+        more = {"kind": kind, "priority": stream.priority, "reclaimable": stream.caches}
         reply = self.driver.start(ticket, stream.size, stream.policy, **more)
         if reply.error is None:
             self._waiting[ticket] = stream, reply, self._key(self.now, stream.priority)
@@ -200,12 +224,22 @@ class Load:
         for event in self.driver.take_events():
             if event.kind == "ticket_started" and event.ticket_id in self._waiting:
                 stream, _, key = self._leaves(event.ticket_id)
-                self._plan(stream.hold, "end", event.ticket_id, stream)
-                if stream.grows_to is not None:
-                    self._plan(stream.hold / 2, "grow", event.ticket_id, stream)
+                if stream.caches:
+                    self._caches[event.ticket_id] = stream
+                else:
+                    self._plan(stream.hold, "end", event.ticket_id, stream)
+                    if stream.grows_to is not None:
+                        self._plan(stream.hold / 2, "grow", event.ticket_id, stream)
                 if self._victim is not None and self.victim_waits:
                     policy, its_key = self._victim
                     self.passed_in_group += stream.policy == policy and key > its_key
+        self._see_who_is_asked()
+
+    def _see_who_is_asked(self) -> None:
+        while self.driver.asked:
+            ticket = self.driver.asked.pop()
+            stream = self._caches.pop(ticket)
+            self._plan(stream.hold, "end", ticket, stream)
 
 
 def starve(load: Load, size: int, policy: WiredMemoryPolicy = ALL, priority: int = 0) -> float:
@@ -213,7 +247,8 @@ def starve(load: Load, size: int, policy: WiredMemoryPolicy = ALL, priority: int
     configuration, streams = load.configuration, load._streams
     highest = max([priority, *(stream.priority for stream in streams)])
     several_groups = any(stream.policy != policy for stream in streams)
-    drain = 2 * HOLD_SECONDS if several_groups else HOLD_SECONDS
+    caches = any(stream.caches for stream in streams)
+    drain = (1 + several_groups + caches) * HOLD_SECONDS
     if load.wait(size, policy, priority).error is not None:
         assert configuration.max_waiters is not None
         return 0.0
@@ -244,9 +279,12 @@ URGENT = Stream(size=30, priority=3, every=2.0)
 STEADY = [Stream(size=10, every=1.0)]
 FULL = WiredSumPolicy(cap=90)
 IN_TURNS = [Stream(size=10, policy=FULL, every=1.0), flood(OTHER, first=29.5)]
+BESIDE_A_CACHE = [Stream(size=10, every=2.0), Stream(size=40, every=1e6, caches=True)]
 
 
-@pytest.mark.parametrize("streams", [STEADY, IN_TURNS], ids=["one group", "two groups"])
+@pytest.mark.parametrize(
+    "streams", [STEADY, IN_TURNS, BESIDE_A_CACHE], ids=["one group", "two groups", "a cache"]
+)
 def test_the_bound_is_reached_but_for_two_arrivals(streams):
     load = Load(*streams, overtake_count=10_000, overtake_seconds=30.0)
     load.run(0.0)
@@ -269,6 +307,21 @@ def test_a_flood_of_a_higher_priority_keeps_it_out_until_it_has_aged():
     assert load.now - since > 60.0
 
 
+@pytest.mark.xfail(
+    raises=AssertionError, reason="no cache is asked while its end alone would not be enough"
+)
+def test_a_cache_in_its_own_group_keeps_nobody_out_for_ever():
+    # The first in line keeps its group's room, not the ceiling's, which others take again and
+    # again. So its cache would not be enough, nobody asks for it, and it stays in the group.
+    load = Load(
+        Stream(size=20, policy=SMALL, every=1e6, caches=True),
+        Stream(size=10, policy=OTHER, every=1.6),
+        overtake_seconds=5.0,
+    )
+    load.run(20.0)
+    starve(load, 60, SMALL)
+
+
 # -- any load
 
 SECONDS = st.sampled_from([0.25, 0.5, 1.0, 2.0, 5.0, HOLD_SECONDS])
@@ -286,9 +339,21 @@ STREAMS = st.builds(
     patience=st.none() | SECONDS,
     asks_again=st.none() | SIZES,
 )
+CACHES = st.builds(
+    Stream,
+    size=SIZES,
+    policy=st.sampled_from([ALL, OTHER]),
+    priority=st.sampled_from([0, 0, 1, 2]),
+    every=st.sampled_from([2.5, 8.0, 40.0]),
+    backlog=st.sampled_from([0, 0, 1]),
+    hold=SECONDS,
+    patience=st.none() | SECONDS,
+    caches=st.just(True),
+)
 LOADS = st.fixed_dictionaries(
     {
-        "streams": st.lists(STREAMS, min_size=1, max_size=4),
+        "streams": st.lists(STREAMS | STREAMS | CACHES, min_size=1, max_size=4),
+        "idle": st.sampled_from([None, None, ALL, SMALL, OTHER, TWO]),
         "overtake_count": st.sampled_from([0, 1, 5, 100]),
         "overtake_seconds": st.sampled_from([0.0, 5.0, 20.0, 1e6]),
         "aging_seconds": st.sampled_from([1.0, 5.0, 15.0]),
@@ -304,18 +369,25 @@ VICTIMS = st.sampled_from(list(POLICIES)).flatmap(
 )
 
 
-@settings(
+_quick = settings(
     max_examples=150,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+_nightly = settings(_quick, max_examples=5000, derandomize=False)
+
+
+@_nightly if os.environ.get("LEDGER_PROFILE") == "nightly" else _quick
 @given(load=LOADS, victim=VICTIMS, comes_at=st.sampled_from([0.0, 6.25, 30.0]))
 def test_nobody_starves_under_any_load(load, victim, comes_at):
+    size, policy, priority = victim
+    if load["idle"] is not None:
+        size = min(size, POLICIES[policy] - IDLE)
     load = Load(*load.pop("streams"), **load)
     load.run(comes_at)
-    starve(load, *victim)
+    starve(load, size, policy, priority)
 
 
 def test_where_all_have_one_priority_the_configuration_says_how_long():
@@ -355,6 +427,14 @@ def test_it_fails_where_nobody_ages(monkeypatch):
 def test_it_fails_where_passes_are_not_counted(monkeypatch):
     monkeypatch.setattr(Admission, "_note_passes", lambda self, newcomer, barriers: None)
     load = Load(*STEADY, overtake_count=5, overtake_seconds=1e6)
+    load.run(20.0)
+    with pytest.raises(AssertionError, match="it waits at"):
+        starve(load, 90)
+
+
+def test_it_fails_where_no_cache_is_asked(monkeypatch):
+    monkeypatch.setattr(Pressure, "look", lambda self: None)
+    load = Load(*BESIDE_A_CACHE, overtake_seconds=30.0)
     load.run(20.0)
     with pytest.raises(AssertionError, match="it waits at"):
         starve(load, 90)
