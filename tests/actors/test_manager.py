@@ -32,17 +32,6 @@ def bounded(request):
     request.node.obj = run
 
 
-@pytest.fixture
-def shuffle(monkeypatch):
-    """Called with a seed: trio picks among the tasks that are ready by it, and by nothing else."""
-
-    def seeded(seed):
-        monkeypatch.setattr(trio._core._run, "_r", random.Random(seed))
-
-    monkeypatch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
-    return seeded
-
-
 class Backend:
     """A wired limit as Metal keeps it: it returns the previous one."""
 

@@ -98,12 +98,26 @@ class Naive:
             and other.id not in ticket.requires
         ]
 
-    def fits_without(self, ticket_id: str, gone: Iterable[str]) -> bool:
-        """Whether one that waits would fit if these had ended."""
+    def fits_without(
+        self, ticket_id: str, gone: Iterable[str], *, in_group_only: bool = False
+    ) -> bool:
+        """Whether one that waits would fit if these had ended; or its group would let it in."""
         ticket = _find([*self._growers, *self._queue], ticket_id)
         gone = set(gone)
         left = [other for other in self._live if other.id not in gone]
-        return self._lacks_beside(left, ticket, self.ceiling - self.excess) is None
+        ceiling = math.inf if in_group_only else self.ceiling - self.excess
+        return self._lacks_beside(left, ticket, ceiling) is None
+
+    def keeps_room(self, ticket_id: str, now: float) -> bool:
+        """Whether one that waits is over its bounds; one that waits to grow always is."""
+        ticket = _find([*self._growers, *self._queue], ticket_id)
+        return ticket in self._growers or self._is_over(ticket, now)
+
+    def _is_over(self, ticket: Ticket, now: float) -> bool:
+        return (
+            ticket.passed >= self.configuration.overtake_count
+            or now - ticket.since >= self.configuration.overtake_seconds
+        )
 
     def barred(self, now: float) -> list[str]:
         """Those for whom nothing is free, because it is kept for others."""
@@ -288,10 +302,7 @@ class Naive:
         for ticket in self._ordered():
             if ticket.policy.id in kept or _CEILING in kept:
                 barred.append(ticket)
-            elif self._blocked_by(ticket) is not None and (
-                ticket.passed >= self.configuration.overtake_count
-                or now - ticket.since >= self.configuration.overtake_seconds
-            ):
+            elif self._blocked_by(ticket) is not None and self._is_over(ticket, now):
                 kept.append(self._competes_for(ticket))
         return barred
 

@@ -364,7 +364,12 @@ class LedgerMachine(Host):
         asked = event.details["asked"]
         assert set(asked) <= set(may_yield) <= set(tickets)
         gone = {id for id, ticket in tickets.items() if ticket["asked"]} | set(asked)
-        assert naive.fits_without(event.ticket_id, gone), "they were asked in vain"
+        kept = naive.keeps_room(event.ticket_id, self.now)
+        in_vain = not naive.fits_without(event.ticket_id, gone)
+        # Where room in its group is kept for it, that is what it is asked for.
+        if in_vain and kept:
+            in_vain = not naive.fits_without(event.ticket_id, gone, in_group_only=True)
+        assert not in_vain, "they were asked in vain"
         for id in asked:
             assert not tickets[id]["asked"], "it was asked already"
             # One whose own growth has been planned for is not asked for it.

@@ -182,8 +182,9 @@ def the_most_recently_used_is_asked_first(patch: Patch) -> None:
 
 def those_who_yield_too_little_are_asked_all_the_same(patch: Patch) -> None:
     def change(original):
-        def for_waiter(self, waiter):
-            return original(self, waiter) or list(self._candidates(waiter))[:1] or None
+        def for_waiter(self, waiter, **more):
+            yielding = original(self, waiter, **more)
+            return yielding or list(self._candidates(waiter))[:1] or None
 
         return for_waiter
 

@@ -70,6 +70,7 @@ def test_one_whose_parameters_fail_later_harms_nobody(driver, monkeypatch):
     assert "policy_failed" in d.kinds
     assert isinstance(d.start("c", 10, policy).error, PolicyError)
     d.end("a")
+    d.advance(2)
     assert d.limit == 20
 
 

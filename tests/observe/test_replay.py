@@ -560,7 +560,10 @@ class Load:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("late", [False, True])
-async def test_a_late_subscriber_can_follow_the_live_manager(autojump_clock, nursery, seed, late):
+async def test_a_late_subscriber_can_follow_the_live_manager(
+    autojump_clock, nursery, shuffle, seed, late
+):
+    shuffle(seed + 1)
     rng = random.Random(seed)
     backend = UnreliableAndLate(rng, nursery) if late else Unreliable(rng)
     configuration = wa.WiredMemoryConfiguration(watch_seconds=0, aging_seconds=3.0)

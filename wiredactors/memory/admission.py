@@ -119,6 +119,10 @@ class Admission:
         heads = sorted((lane.head for lane in self.queue.lanes), key=lambda head: head.key)
         return [*self.growers] + [h for h in heads if h.key <= barriers.of(h.holding.group)]
 
+    def keeps_room(self, waiter: Waiter, now: float) -> bool:
+        """Whether what it competes for is kept free for it, the first in its lane or a grower."""
+        return waiter.grows or (waiter.lane is not None and self._passed_enough(waiter.lane, now))
+
     # -- those that wait to grow
 
     def _next_to_grow(self) -> Decision | None:

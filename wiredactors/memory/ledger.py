@@ -148,7 +148,7 @@ class Ledger:
         claimed = 0 if waiter.holding.active else waiter.wants
         if not group.sizes.length and group.waiting == 1:
             claimed += group.base_bytes
-        if claimed and self._outside.claim(claimed):
+        if claimed and self._outside.claim(claimed, ceiling=self._book.ceiling):
             self._say_outside(None)
 
     def _say_outside(self, error: str | None) -> None:

@@ -94,9 +94,10 @@ class OutsidePressure:
         self.excess_bytes = excess
         return excess != before
 
-    def claim(self, more_bytes: int) -> bool:
+    def claim(self, more_bytes: int, *, ceiling: int | None) -> bool:
         """A ticket comes for what may be in memory already; whether `excess_bytes` fell by that."""
         self._claimed += more_bytes
+        self._ceiling = ceiling
         excess = min(self._excess(), self.excess_bytes)
         before, self.excess_bytes = self.excess_bytes, excess
         return excess != before

@@ -5,6 +5,9 @@ another's room bars it, all in the order of the ledger. For each of them:
 
 - Where enough reclaimable reservations would make it fit, their owners are asked for them, the
   least recently used first; all or nothing. It comes in when they really have ended.
+- Where its own group keeps it out, and room there is kept for it already, caches of its group are
+  asked though the ceiling would not let it in yet. Else others would fill up the ceiling again and
+  again, which nobody keeps free for one that its group keeps out.
 - Where it would not fit though all active work and all that is reclaimable had ended, it waits for
   reservations that nobody here can ask for (idle models): an event says how many bytes.
 
@@ -39,6 +42,8 @@ class Pressure:
         plans = Plans(self._book)
         for waiter in self._admission.next_in_line(self._journal.now):
             yielding = plans.for_waiter(waiter)
+            if yielding is None and self._admission.keeps_room(waiter, self._journal.now):
+                yielding = plans.for_waiter(waiter, in_group_only=True)
             if yielding is None:
                 self._say(waiter, needs_idle_bytes(self._book, waiter), [])
                 continue

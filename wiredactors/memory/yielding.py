@@ -26,13 +26,18 @@ class Plans:
         self._freed_in: Counter[Group] = Counter()
         self._gone_of: Counter[Group] = Counter()
 
-    def for_waiter(self, waiter: Waiter) -> list[Holding] | None:
-        """Which must go before it fits; None where that is not enough, or nothing is missing."""
+    def for_waiter(self, waiter: Waiter, *, in_group_only: bool = False) -> list[Holding] | None:
+        """Which must go before it fits; None where that is not enough, or nothing is missing.
+
+        `in_group_only`: before its own policy lets it in, whatever the ceiling does.
+        """
         if waiter.grows and waiter.holding.asked:  # it is to yield itself
             return None
         try:
-            yielding = list(self._until_it_fits(waiter))
+            yielding = list(self._until_it_fits(waiter, in_group_only=in_group_only))
         except (PolicyError, _NotEnough):
+            return None
+        if not yielding:
             return None
         for holding in yielding:
             self._gone.add(holding.ticket_id)
@@ -43,11 +48,11 @@ class Plans:
         self._freed_in[waiter.holding.group] -= waiter.more
         if waiter.grows:
             self._gone.add(waiter.ticket_id)  # nobody asks it for what it comes to need
-        return yielding or None
+        return yielding
 
-    def _until_it_fits(self, waiter: Waiter) -> Iterator[Holding]:
+    def _until_it_fits(self, waiter: Waiter, *, in_group_only: bool) -> Iterator[Holding]:
         group, book = waiter.holding.group, self._book
-        missing = waiter.more - book.ceiling_room(group) - self._freed
+        missing = 0 if in_group_only else waiter.more - book.ceiling_room(group) - self._freed
         if missing > book.reservations.reclaimable_bytes + book.base_total:
             raise _NotEnough  # at once, whatever their number
         in_group: list[Holding] = []
