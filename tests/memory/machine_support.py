@@ -220,8 +220,9 @@ class Twin:
                     now,
                     reclaimable=ticket.reclaimable,
                 )
-                if naive.excess and ticket.id in naive.waiting:
-                    self._claimed += naive.claimed(ticket.id)
+                waits = naive.excess and ticket.id in naive.waiting
+                if waits and (claimed := naive.claimed(ticket.id)):
+                    self._claimed += claimed
                     decided += naive.press(min(self._excess(), naive.excess), now)
                 return decided
             case m.End(id) if naive.knows(id):
