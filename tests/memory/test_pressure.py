@@ -340,3 +340,14 @@ class TestOutsidePressure:
         d.observe(available=360, footprint=400, total=960)
         d.end("busy")
         assert weights.answered
+
+    def test_a_second_start_of_one_that_waits_claims_nothing_more(self, driver):
+        d = driver(ceiling=600)
+        d.start("busy", 60, SUM100)
+        d.observe(available=100, footprint=500, total=960)
+        excess = d.ledger.snapshot().excess_bytes
+        d.reserve("weights", 50, SUM100)
+        assert d.waiting == ["weights"]
+        assert d.ledger.snapshot().excess_bytes == excess - 50
+        d.reserve("weights", 50, SUM100)
+        assert d.ledger.snapshot().excess_bytes == excess - 50

@@ -73,7 +73,7 @@ class Ledger:
             case m.Start():
                 self._desk.start(command)
                 if self._book.excess:
-                    self._claim_for(command.ticket_id)
+                    self._claim_for(command)
             case m.End():
                 self._desk.end(command)
             case m.CancelStart():
@@ -139,10 +139,10 @@ class Ledger:
         bases = sum(group.base_bytes for group in book.groups.values() if not group.sizes.length)
         return book.total + book.base_total + waiting + bases
 
-    def _claim_for(self, ticket_id: str) -> None:
+    def _claim_for(self, start: m.Start) -> None:
         """One that has to wait may be for what is in memory already, and is not outside then."""
-        waiter = self._queue.by_id.get(ticket_id)
-        if waiter is None:
+        waiter = self._queue.by_id.get(start.ticket_id)
+        if waiter is None or waiter.reply is not start.reply:  # it does not wait, or did before
             return
         group = waiter.holding.group
         claimed = 0 if waiter.holding.active else waiter.wants
