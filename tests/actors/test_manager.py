@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
 
 import pytest
@@ -19,17 +18,7 @@ from wiredactors.testing import RecordingBackend
 SUM100 = wa.WiredSumPolicy(cap=100)
 
 
-@pytest.fixture(autouse=True)
-def bounded(request):
-    """A test that waits for what never comes fails. (pytest-trio runs no async autouse fixture.)"""
-    test = request.node.obj
-
-    @functools.wraps(test)
-    async def run(**fixtures):
-        with trio.fail_after(10_000 if "autojump_clock" in fixtures else 30):
-            await test(**fixtures)
-
-    request.node.obj = run
+pytestmark = pytest.mark.usefixtures("bounded")
 
 
 class Backend:

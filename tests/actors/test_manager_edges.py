@@ -77,7 +77,7 @@ async def in_another_loop(async_function, *args):
         with trio.fail_after(5):
             await async_function(*args)
 
-    with pytest.raises(Exception) as raised:  # noqa: PT011  # the caller looks at it
+    with pytest.raises((RuntimeError, wa.WiredMemoryError)) as raised:
         await trio.to_thread.run_sync(trio.run, main)
     return raised.value
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -15,17 +13,7 @@ SUM100 = wa.WiredSumPolicy(cap=100)
 SETTINGS = wa.WiredMemoryConfiguration(admission_ceiling=100)
 
 
-@pytest.fixture(autouse=True)
-def bounded(request):
-    """A test that waits for what never comes fails. (pytest-trio runs no async autouse fixture.)"""
-    test = request.node.obj
-
-    @functools.wraps(test)
-    async def run(**fixtures):
-        with trio.fail_after(10_000 if "autojump_clock" in fixtures else 30):
-            await test(**fixtures)
-
-    request.node.obj = run
+pytestmark = pytest.mark.usefixtures("bounded")
 
 
 class Cache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -24,7 +25,7 @@ class Doubled(wa.WiredMemoryPolicy):
 
 @asynccontextmanager
 async def watched(
-    backend: RecordingBackend, **settings: object
+    backend: RecordingBackend, **settings: Any
 ) -> AsyncIterator[tuple[wa.WiredMemoryManager, list[str]]]:
     """A manager, and the kinds of its events, complete once it has closed."""
     kinds: list[str] = []
@@ -34,7 +35,7 @@ async def watched(
             task_status.started()
             kinds.extend([str(event.kind) async for event in events])
 
-    configuration = wa.WiredMemoryConfiguration(**settings)  # type: ignore[arg-type]
+    configuration = wa.WiredMemoryConfiguration(**settings)
     async with trio.open_nursery() as nursery, wa.open_manager(configuration, backend) as manager:
         await nursery.start(watch, manager)
         yield manager, kinds
