@@ -13,8 +13,8 @@ from tests.engine import tiny
 from wiredactors.engine.batch import Batch
 from wiredactors.engine.loading import LoadedModel, load, plan_load
 from wiredactors.engine.sizing import margin_bytes, measure_cache
+from wiredactors.memory.cache_cost import CacheCost
 from wiredactors.memory.units import KIB
-from wiredactors.scheduling.buckets import CacheCost
 from wiredactors.scheduling.requests import (
     LoadOptions,
     LoadPlan,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
-from wiredactors.scheduling.buckets import CacheCost
+from wiredactors.memory.cache_cost import CacheCost
 from wiredactors.scheduling.requests import (
     LoadOptions,
     LoadPlan,

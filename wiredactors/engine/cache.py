@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from wiredactors.engine.imports import import_mlx
-from wiredactors.scheduling.buckets import bucket_tokens
+from wiredactors.memory.cache_cost import bucket_tokens
 
 
 def parts(cache: Any) -> Iterator[Any]:

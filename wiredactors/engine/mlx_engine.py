@@ -25,9 +25,9 @@ from wiredactors.engine.loading import (
 from wiredactors.engine.meter import Meter
 from wiredactors.engine.prompts import encode_prompt
 from wiredactors.engine.sizing import measure_cache
+from wiredactors.memory.cache_cost import CacheCost, bucket_tokens
 from wiredactors.memory.errors import GenerationError
 from wiredactors.memory.units import MIB
-from wiredactors.scheduling.buckets import CacheCost, bucket_tokens
 from wiredactors.scheduling.requests import (
     LoadOptions,
     LoadPlan,

@@ -7,9 +7,9 @@ from typing import Any
 
 from wiredactors.engine.cache import arrays_of, is_plain, is_rotating, parts
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
+from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost
 from wiredactors.memory.errors import ModelLoadError
 from wiredactors.memory.units import MIB
-from wiredactors.scheduling.buckets import STEP_TOKENS, CacheCost, WindowCost
 
 #: Added to the predicted workspace, once for all models: at least this much, ...
 MARGIN_BYTES = 16 * MIB

@@ -13,8 +13,8 @@ import attrs
 import trio
 
 from wiredactors.actors.protocol import Guard, LimitBackend
+from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, bucket_tokens
 from wiredactors.memory.errors import GenerationError, ModelLoadError
-from wiredactors.scheduling.buckets import STEP_TOKENS, CacheCost, bucket_tokens
 from wiredactors.scheduling.requests import (
     LoadOptions,
     LoadPlan,

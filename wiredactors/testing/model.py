@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import attrs
 
+from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost
 from wiredactors.memory.units import KIB, MIB
-from wiredactors.scheduling.buckets import STEP_TOKENS, CacheCost
 from wiredactors.scheduling.requests import Prompt
 
 _LETTERS = 26

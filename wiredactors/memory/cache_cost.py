@@ -19,6 +19,25 @@ def bucket_tokens(total_tokens: int) -> int:
     return -(-total_tokens // STEP_TOKENS) * STEP_TOKENS
 
 
+def grown_tokens(prompt_tokens: int, max_tokens: int, prefill_step_size: int) -> int:
+    """Tokens for which mlx-lm's plain cache has allocated room when a row of its own ends.
+
+    A cache that is full grows by whole steps, but from wherever it was: chunks of 300 tokens give
+    512, 812, 1112 (`KVCache.update_and_fetch` in mlx-lm 0.32.2). Decoding adds a token at a time.
+    """
+    offset = room = 0
+    chunks = [prefill_step_size] * (prompt_tokens // prefill_step_size)
+    chunks.append(prompt_tokens % prefill_step_size)
+    for chunk in chunks:
+        if offset + chunk > room:
+            room = (room if offset % STEP_TOKENS == 0 else offset) + bucket_tokens(chunk)
+        offset += chunk
+    total = prompt_tokens + max_tokens
+    while total > room:  # full: one more token adds a step
+        room += STEP_TOKENS
+    return room
+
+
 @attrs.frozen(kw_only=True)
 class WindowCost:
     """What sliding-window layers of one window size take.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wiredactors.scheduling.buckets import CacheCost, WindowCost, bucket_tokens
+from wiredactors.memory.cache_cost import CacheCost, WindowCost, bucket_tokens
 
 
 @pytest.mark.parametrize(
