@@ -268,17 +268,20 @@ async def test_the_same_prompt_gives_the_same_answer_and_its_text_flushes_last(
 
 async def test_memory_is_modelled_and_reported(autojump_clock: MockClock) -> None:
     model = ModelledModel(
-        weight_bytes=100 * MIB, peak_bytes=150 * MIB, workspace_bytes=7 * MIB, load_seconds=4
+        weight_bytes=100 * MIB,
+        peak_bytes=150 * MIB,
+        workspace_bytes=7 * MIB,
+        margin_bytes=2 * MIB,
+        load_seconds=4,
     )
     heard: list[StepReport] = []
     engine = ModelledEngine({"m": model})
     await engine.open(lambda: 42, heard.append)
     plan = await engine.plan("m", LoadOptions())
-    assert (plan.weight_bytes, plan.peak_bytes, plan.workspace_bytes) == (
-        100 * MIB,
-        150 * MIB,
-        7 * MIB,
-    )
+    assert (plan.weight_bytes, plan.peak_bytes) == (100 * MIB, 150 * MIB)
+    assert (plan.workspace_bytes, plan.margin_bytes) == (7 * MIB, 2 * MIB)
+    given = await engine.plan("m", LoadOptions(margin_bytes=5))
+    assert (given.workspace_bytes, given.margin_bytes) == (7 * MIB, 5)
     async with trio.open_nursery() as nursery:
         progress: list[tuple[int, int]] = []
         nursery.start_soon(engine.load, "m", plan, lambda *numbers: progress.append(numbers))
@@ -292,7 +295,7 @@ async def test_memory_is_modelled_and_reported(autojump_clock: MockClock) -> Non
     await trio.sleep(1)
     step_bytes = 256 * model.kv_bytes_per_token
     assert engine.held_bytes == 100 * MIB + step_bytes
-    assert engine.charged_bytes == 107 * MIB + 5 * step_bytes
+    assert engine.charged_bytes == 109 * MIB + 5 * step_bytes
     assert heard[-1].active_bytes == 100 * MIB + step_bytes
     assert heard[-1].peak_bytes == 107 * MIB + step_bytes
     assert heard[-1].granted_bytes == 42

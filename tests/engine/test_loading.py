@@ -15,7 +15,7 @@ from tests.engine import tiny
 from wiredactors.engine.loading import download, load, local_path, plan_load
 from wiredactors.engine.sizing import context_length, measure_cache, workspace_bytes
 from wiredactors.memory.errors import ModelLoadError
-from wiredactors.memory.units import KIB
+from wiredactors.memory.units import KIB, MIB
 from wiredactors.scheduling.requests import LoadOptions
 
 mx = pytest.importorskip("mlx.core")
@@ -62,6 +62,13 @@ class TestPlan:
         assert plan(directory).options == LoadOptions(dtype="float32", prefill_step_size=64)
         gpu = plan_load(directory, LoadOptions(max_batch_size=3), on_cpu=False).options
         assert gpu == LoadOptions(dtype="float16", prefill_step_size=512, max_batch_size=3)
+
+    def test_the_margin_is_the_plans_unless_one_is_given(self, directory: Path) -> None:
+        plans = [plan(directory)] + [
+            plan_load(directory, LoadOptions(margin_bytes=margin), on_cpu=True) for margin in (0, 7)
+        ]
+        assert [each.margin_bytes for each in plans] == [16 * MIB, 0, 7]
+        assert len({each.workspace_bytes for each in plans}) == 1
 
     def test_a_model_without_attention_is_charged_no_scores(self) -> None:
         config = tiny.CONFIGS["state_space"]

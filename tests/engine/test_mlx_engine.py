@@ -236,10 +236,9 @@ def wanted_tokens(path: Path) -> tuple[int, ...]:
 class TestMemory:
     @pytest.mark.parametrize("name", tiny.CONFIGS)
     async def test_no_step_holds_more_than_was_granted(
-        self, tiny_model: TinyModel, name: str, monkeypatch: pytest.MonkeyPatch
+        self, tiny_model: TinyModel, name: str
     ) -> None:
         """Without the safety margin, so that nothing hides in it; loads and cancels included."""
-        monkeypatch.setattr("wiredactors.engine.loading.margin_bytes", lambda weights: 0)
         chance = random.Random(name)
         results: list[Any] = []
 
@@ -254,7 +253,7 @@ class TestMemory:
 
         with trio.fail_after(60):
             async with open_recorded() as recorded:
-                model = await recorded.runtime.load(tiny_model(name))
+                model = await recorded.runtime.load(tiny_model(name), margin=0)
                 loaded = active_bytes(recorded)
                 assert abs(loaded - model.weight_bytes) < 4 * KIB
                 async with trio.open_nursery() as nursery:
@@ -273,11 +272,10 @@ class TestMemory:
         assert over - recorded.active_before < MIB
 
     async def test_the_rows_of_many_batches_of_wide_logits_hold_no_more_than_was_granted(
-        self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+        self, tiny_model: TinyModel
     ) -> None:
         """The workspace is there once: what each batch keeps between its steps is not in it."""
-        monkeypatch.setattr("wiredactors.engine.loading.margin_bytes", lambda weights: 0)
-        options = {"max_batch_size": ROWS, "prefill_step_size": 64}
+        options = {"max_batch_size": ROWS, "prefill_step_size": 64, "margin": 0}
         with trio.fail_after(60):
             async with open_recorded() as recorded:
                 models = [

@@ -257,7 +257,8 @@ class Model:
         """The reservation is admitted before anything is loaded, and holds the load's peak; what
         only the peak needed is given back when the weights stand.
         """
-        new_workspace = await self._workspace.expect(self.name, plan.workspace_bytes)
+        margin = plan.margin_bytes
+        new_workspace = await self._workspace.expect(self.name, plan.workspace_bytes, margin)
         self._weights = WiredMemoryTicket(
             size=plan.peak_bytes + new_workspace,
             policy=self._policy,
@@ -269,7 +270,7 @@ class Model:
         self._tell(EventKind.MODEL_LOADING, size=self._weights.size, source=plan.source)
         await self._weights.start()
         try:
-            await self._workspace.grow(self.name, self._weights, plan.peak_bytes)
+            await self._workspace.grow(self.name, self._weights, plan.peak_bytes, margin)
             self._loaded = await engine.load(self.name, plan, self._progress)
             if self._loaded.weight_bytes != self._weights.size:
                 await self._weights.resize(self._loaded.weight_bytes)

@@ -60,6 +60,7 @@ class Runtime:
         dequantize: bool = False,
         prefill_step_size: int | None = None,
         max_batch_size: int = 32,
+        margin: int | None = None,
     ) -> Model:
         """Load a model and serve it until `unload`, or until the runtime closes.
 
@@ -69,6 +70,8 @@ class Runtime:
             source: a GGUF file, a directory in Hugging Face layout, or a hub id.
             name: what to call it; left out, the last part of the source.
             dtype, dequantize, prefill_step_size, max_batch_size: see `LoadOptions`.
+            margin: bytes that are held for safety beside its workspace, once for the model and
+                not for each job; None is the default of the model's plan.
 
         Raises:
             ModelLoadError: it cannot be loaded, or the name is taken.
@@ -81,6 +84,7 @@ class Runtime:
             dequantize=dequantize,
             prefill_step_size=prefill_step_size,
             max_batch_size=max_batch_size,
+            margin_bytes=margin,
         )
         name = _name_of(source) if name is None else name
         if self._closed:

@@ -112,6 +112,7 @@ def plan_load(path: Path, options: LoadOptions, *, on_cpu: bool) -> LoadPlan:
         weights = gguf_weight_bytes(header, options.dequantize, options.dtype)
         peak = gguf_load_peak_bytes(header, options.dequantize, options.dtype)
     assert options.prefill_step_size is not None
+    margin = margin_bytes(weights) if options.margin_bytes is None else options.margin_bytes
     workspace = workspace_bytes(
         config,
         prefill_step_size=options.prefill_step_size,
@@ -123,7 +124,8 @@ def plan_load(path: Path, options: LoadOptions, *, on_cpu: bool) -> LoadPlan:
         options=options,
         weight_bytes=weights,
         peak_bytes=peak,
-        workspace_bytes=workspace + margin_bytes(weights),
+        workspace_bytes=workspace,
+        margin_bytes=margin,
     )
 
 

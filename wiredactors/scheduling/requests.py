@@ -153,6 +153,7 @@ class LoadOptions:
         prefill_step_size: prompt tokens per step; it divides 256 or is a multiple of it, so that
             caches grow in whole steps. None is the device's own (64 on CPU, else 512).
         max_batch_size: rows that share one decode step.
+        margin_bytes: the safety margin that is held for the model; None is the plan's default.
     """
 
     dtype: str | None = attrs.field(
@@ -162,6 +163,9 @@ class LoadOptions:
     dequantize: bool = False
     prefill_step_size: int | None = attrs.field(default=None)
     max_batch_size: int = attrs.field(default=32, validator=_positive)
+    margin_bytes: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_count)
+    )
 
     @prefill_step_size.validator
     def _whole_steps(self, attribute: attrs.Attribute[Any], value: int | None) -> None:
@@ -184,7 +188,9 @@ class LoadPlan:
         options: how it will be loaded, with the device's defaults filled in.
         weight_bytes: the weights afterwards.
         peak_bytes: weights and what else is alive at the peak of the load.
-        workspace_bytes: transient memory of its largest step.
+        workspace_bytes: transient memory of its largest step, without the margin.
+        margin_bytes: the safety margin, held once for the model: the options', where they give
+            one.
     """
 
     source: str
@@ -192,3 +198,4 @@ class LoadPlan:
     weight_bytes: int
     peak_bytes: int
     workspace_bytes: int
+    margin_bytes: int = 0

@@ -88,7 +88,7 @@ class ModelledEngine:
         self._writes: list[tuple[int, Done]] = []
         self._models: dict[str, ModelledModel] = {}
         self._loading: dict[str, ModelledModel] = {}
-        self._options: dict[str, LoadOptions] = {}
+        self._plans: dict[str, LoadPlan] = {}
         self._batches: dict[_Key, list[_Row]] = {}
         self._turns: Turns[_Key] = Turns()
         self._failures: dict[str, tuple[int, Exception]] = {}
@@ -132,6 +132,7 @@ class ModelledEngine:
         charged = sum(model.weights_in_memory for model in self._models.values())
         charged += sum(model.load_peak for model in self._loading.values())
         charged += max((model.workspace_bytes for model in self._models.values()), default=0)
+        charged += sum(self._plans[name].margin_bytes for name in self._models)
         for (name, _), batch in self._batches.items():
             cost = self._models[name].cache_cost
             charged += sum(cost.row_bytes(row.request.total_tokens) for row in batch)
@@ -178,12 +179,14 @@ class ModelledEngine:
         model = self.sources.get(source)
         if model is None:
             raise ModelLoadError(f"there is no model {source!r}: {sorted(self.sources)} are")
+        margin = model.margin_bytes if options.margin_bytes is None else options.margin_bytes
         return LoadPlan(
             source=source,
             options=options,
             weight_bytes=model.weight_bytes,
             peak_bytes=model.load_peak,
             workspace_bytes=model.workspace_bytes,
+            margin_bytes=margin,
         )
 
     async def load(
@@ -206,8 +209,7 @@ class ModelledEngine:
                 self._report(name, "load", 0, began, self.held_bytes, granted)
             finally:
                 del self._loading[name]
-            self._models[name] = model
-            self._options[name] = plan.options
+            self._models[name], self._plans[name] = model, plan
         return _LoadedModel(self, name, model)
 
     async def unload(self, name: str) -> None:
@@ -254,12 +256,13 @@ class ModelledEngine:
             return False
         name = key[0]
         model, granted, began = self._models[name], self._granted(), trio.current_time()
-        sharing = self._batches[key][: self._options[name].max_batch_size]
+        options = self._plans[name].options
+        sharing = self._batches[key][: options.max_batch_size]
         decoding = [row for row in sharing if row.decodes]
         prefilling = next((row for row in sharing if not row.decodes), None)
         seconds = model.step_seconds if decoding else 0.0
         if prefilling is not None:
-            chunk_size = self._options[name].prefill_step_size or model.prefill_step_size
+            chunk_size = options.prefill_step_size or model.prefill_step_size
             chunk = min(chunk_size, len(prefilling.request.prompt) - prefilling.prefilled)
             seconds += chunk / model.prefill_tokens_per_second
             prefilling.prefilled += chunk

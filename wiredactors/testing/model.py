@@ -25,6 +25,7 @@ class ModelledModel:
         peak_bytes: at the peak of the load; None is the weights alone.
         loaded_bytes: the weights as they turn out to be; None is as planned.
         workspace_bytes: transient memory of a step.
+        margin_bytes: the safety margin of a load that gives none.
         kv_bytes_per_token: a row's cache, allocated in steps of 256 tokens.
         context_length: tokens of prompt and answer together.
         load_seconds: how long a load takes.
@@ -40,6 +41,7 @@ class ModelledModel:
     peak_bytes: int | None = None
     loaded_bytes: int | None = None
     workspace_bytes: int = 10 * MIB
+    margin_bytes: int = 0
     kv_bytes_per_token: int = 4 * KIB
     context_length: int = 4096
     load_seconds: float = 1.0
