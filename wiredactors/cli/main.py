@@ -7,7 +7,7 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from wiredactors.cli import demo, run
+from wiredactors.cli import demo, doctor, run
 from wiredactors.memory.errors import WiredMemoryError
 
 
@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo.add_to(commands)
+    doctor.add_to(commands)
     run.add_to(commands)
     options = parser.parse_args(arguments)
     try:
