@@ -12,7 +12,7 @@ import wiredactors as wa
 from wiredactors.cli import checkup
 from wiredactors.cli.checkup import Check, examine
 from wiredactors.engine import backend, diagnosis
-from wiredactors.engine.imports import MLXNotInstalled, import_mlx_lm
+from wiredactors.engine.imports import SUPPORTED_MLX_LM, MLXNotInstalled, import_mlx_lm
 from wiredactors.memory.events import EventKind
 from wiredactors.memory.outside import MemoryReading
 from wiredactors.testing import RecordingBackend
@@ -189,9 +189,20 @@ def test_without_mlx_lm_the_guard_is_tried_all_the_same(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(checkup, "import_mlx_lm", import_mlx_lm)
     checks = checks_of()
-    assert checks["mlx-lm"].status == "broken"
-    assert "pip install" in (checks["mlx-lm"].todo or "")
+    todo = f"pip install 'mlx-lm{SUPPORTED_MLX_LM}'"
+    assert checks["mlx-lm"] == Check("mlx-lm", "broken", "it is not installed", todo)
     assert checks["guard"].status == checks["self-test"].status == "ok"
+
+
+def test_an_mlx_lm_whose_own_imports_fail_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_mlx_lm(name: str) -> Any:
+        raise ImportError("cannot import name 'AutoTokenizer' from 'transformers'")
+
+    monkeypatch.setattr(checkup, "import_mlx_lm", import_mlx_lm)
+    check = checks_of()["mlx-lm"]
+    assert check.status == "broken"
+    assert "AutoTokenizer" in check.text
+    assert "pip install --force-reinstall" in (check.todo or "")
 
 
 def test_two_back_ends_are_broken_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +211,8 @@ def test_two_back_ends_are_broken_and_named(monkeypatch: pytest.MonkeyPatch) -> 
     check = checks_of()["back end"]
     assert check.status == "broken"
     assert check.todo is not None
-    assert "pip uninstall mlx-cpu mlx-cuda-12" in check.todo
+    assert "pip uninstall mlx-cpu mlx-cuda-12, " in check.todo
+    assert "pip install 'mlx-cuda-12==0.32.4'" in check.todo
 
 
 def test_a_back_end_of_another_version_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:

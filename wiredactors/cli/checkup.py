@@ -87,11 +87,13 @@ def _check_mlx() -> Check:
 def _check_back_ends(versions: Versions) -> Check:
     found = versions.back_ends
     if len(found) > 1:
+        *_, (name, version) = found.items()
         return Check(
             "back end",
             "broken",
             f"{' and '.join(found)} are installed side by side and overwrite each other's files",
-            f"pip uninstall {' '.join(found)}, then install the one that fits this machine again",
+            f"pip uninstall {' '.join(found)}, then install anew the one that fits this machine, "
+            f"for instance: pip install '{name}=={version}'",
         )
     if not found:
         return Check("back end", "note", "none is installed as a package; fine if you built MLX")
@@ -109,6 +111,9 @@ def _check_back_ends(versions: Versions) -> Check:
 def _check_mlx_lm() -> Check:
     try:
         import_mlx_lm("generate")
+    except MLXNotInstalled:  # there is MLX, so its own advice would mislead
+        todo = f"pip install 'mlx-lm{SUPPORTED_MLX_LM}'"
+        return Check("mlx-lm", "broken", "it is not installed", todo)
     except Exception as error:  # what its own dependencies raise
         todo = f"pip install --force-reinstall 'mlx-lm{SUPPORTED_MLX_LM}'"
         return Check("mlx-lm", "broken", reason(error), todo)

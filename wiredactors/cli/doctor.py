@@ -91,8 +91,8 @@ def _memory(facts: Diagnosis) -> Iterator[str]:
     memory, device, macos = facts.memory, facts.device, facts.macos
     yield from _entry("machine", _size(memory.machine_bytes))
     if memory.usable_bytes != memory.machine_bytes:
-        bound = f"{_size(memory.usable_bytes)}, all that this process may use of it (cgroup limit)"
-        yield from _entry("container", bound)
+        remark = ", all that this process may use of it (cgroup limit)"
+        yield from _entry("container", _size(memory.usable_bytes, remark))
     yield from _entry("free now", _size(memory.free_bytes))
     if isinstance(device, Unknown):
         yield from _entry("device", device)
@@ -100,11 +100,11 @@ def _memory(facts: Diagnosis) -> Iterator[str]:
         yield from _device(device)
     if macos is not None:
         yield from _entry("macOS limit", f"{_system_limit(macos)} (iogpu.wired_limit_mb)")
-    reserve = f"{_size(memory.reserve_bytes)}, which should stay free for everything else"
-    yield from _entry("reserve", reserve)
+    remark = ", which should stay free for everything else"
+    yield from _entry("reserve", _size(memory.reserve_bytes, remark))
     source = "the working set" if has_limit(device) else "memory less the reserve"
-    ceiling = f"{_size(memory.ceiling_bytes)} for all models and jobs together ({source})"
-    yield from _entry("default ceiling", ceiling)
+    remark = f" for all models and jobs together ({source})"
+    yield from _entry("default ceiling", _size(memory.ceiling_bytes, remark))
 
 
 def _device(device: Device) -> Iterator[str]:
@@ -117,8 +117,8 @@ def _device(device: Device) -> Iterator[str]:
     if device.recommended_bytes is None:
         yield from _entry("working set", "none recommended: only Metal does that")
     else:
-        text = f"{_size(device.recommended_bytes)}, the most that can be wired, as Metal recommends"
-        yield from _entry("working set", text)
+        remark = ", the most that can be wired, as Metal recommends"
+        yield from _entry("working set", _size(device.recommended_bytes, remark))
 
 
 def _system_limit(macos: MacOS) -> str:
@@ -139,7 +139,7 @@ def _entry(name: str, value: object, margin: int = 18) -> list[str]:
     )
 
 
-def _size(count: int | Unknown | None) -> str:
-    if count is None:
-        return "none"
-    return format_bytes(count) if isinstance(count, int) else f"{count}"
+def _size(count: int | Unknown | None, remark: str = "") -> str:
+    if isinstance(count, Unknown):
+        return f"{count}"
+    return f"{'none' if count is None else format_bytes(count)}{remark}"
