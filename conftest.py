@@ -11,12 +11,14 @@ from __future__ import annotations
 import contextlib
 import doctest
 import io
+import itertools
 import os
 import tempfile
 import traceback
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sybil
 from sybil.evaluators.python import PythonEvaluator
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
@@ -44,6 +46,17 @@ def _compare(example: sybil.Example) -> str | None:
     if _outputs.check_output(wanted, printed, doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE):
         return None
     return f"The book says:\n{wanted}\nIt printed:\n{printed}"
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where measurements are kept: a folder of each test's own, which is made when needed."""
+    folder = tmp_path_factory.getbasetemp() / "caches" / str(next(_numbers))
+    monkeypatch.setenv("WIREDACTORS_CACHE_DIR", str(folder))
+    return folder
 
 
 class _Workshop:

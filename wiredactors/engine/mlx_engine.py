@@ -6,8 +6,10 @@ import contextlib
 import functools
 import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import attrs
 import trio
 
 from wiredactors.engine.backend import DeviceMemory, QuietLimitBackend, device_memory
@@ -25,8 +27,11 @@ from wiredactors.engine.loading import (
 from wiredactors.engine.meter import Meter
 from wiredactors.engine.prompts import encode_prompt
 from wiredactors.engine.sizing import measure_cache
+from wiredactors.engine.store import MeasurementStore, StoreKey, model_key
+from wiredactors.engine.tuning import run_prefill
 from wiredactors.memory.cache_cost import CacheCost, bucket_tokens
-from wiredactors.memory.errors import GenerationError
+from wiredactors.memory.errors import GenerationError, ModelLoadError
+from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.units import MIB
 from wiredactors.scheduling.requests import (
     LoadOptions,
@@ -45,13 +50,16 @@ DEFAULT_POOL_BYTES = 128 * MIB
 class MlxEngine:
     """Serves several MLX models from one thread. See the protocol for what each method does.
 
-    `pool_bytes` bounds MLX's pool of freed buffers, which no ticket holds.
+    `pool_bytes` bounds MLX's pool of freed buffers, which no ticket holds. `store` keeps what was
+    measured; None is the one in the user's cache directory.
     """
 
-    def __init__(self, pool_bytes: int = DEFAULT_POOL_BYTES):
+    def __init__(self, pool_bytes: int = DEFAULT_POOL_BYTES, store: MeasurementStore | None = None):
         self.pool_bytes = pool_bytes
+        self.store = MeasurementStore() if store is None else store
         self.device: DeviceThread  # while it is open
         self._models: dict[str, LoadedModel] = {}
+        self._keys: dict[str, StoreKey] = {}
         self._batches: dict[tuple[str, int], Batch] = {}
         self._turns: Turns[tuple[str, int]] = Turns()
         self._delivers: dict[str, Callable[[RowOutput], object]] = {}  # on the trio thread
@@ -156,14 +164,62 @@ class MlxEngine:
             weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
             self._mx.clear_cache()
         self._models[name] = loaded
+        self._remember(name, plan)
         return MlxModel(self, name, loaded, cost, weights)
 
     def _unload(self, name: str) -> None:
         for key in [key for key in self._batches if key[0] == name]:
             self._batches.pop(key).close()
         self._models.pop(name, None)
+        self._keys.pop(name, None)
         gc.collect()
         self._mx.clear_cache()
+
+    # -- measuring
+
+    async def tune(
+        self, name: str, parameters: TuneParameters, *, remeasure: bool
+    ) -> WiredMemoryMeasurement:
+        aborted = False
+
+        def abort() -> None:
+            nonlocal aborted
+            aborted = True
+
+        def check() -> None:
+            if aborted:
+                raise TuneAborted
+            # What came before the step: another step, or getting ready.
+            self.device.deliver(self._hand_over, [], self._meter.report(name, "tune"))
+            self._meter.start()
+
+        # One call, so that no batch steps meanwhile.
+        return await self.device.run(
+            functools.partial(self._tune, name, parameters, check, remeasure), abort=abort
+        )
+
+    def _tune(
+        self, name: str, parameters: TuneParameters, check: Callable[[], None], remeasure: bool
+    ) -> WiredMemoryMeasurement:
+        key = self._keys.get(name)
+        if key is not None:
+            key = attrs.evolve(key, parameters=parameters)
+            known = None if remeasure else self.store.get(key)
+            if known is not None:
+                return known
+        loaded = self._models[name]
+        with self._reported(name, "tune"):
+            measured = run_prefill(loaded.model, loaded.tokenizer, parameters, check=check)
+        if key is not None:
+            self.store.put(key, measured)
+        return measured
+
+    def _remember(self, name: str, plan: LoadPlan) -> None:
+        """Find out under which key the store has what is known of a model."""
+        options = {"dtype": plan.options.dtype, "dequantize": plan.options.dequantize}
+        # Its files have gone since: then nothing is kept.
+        with contextlib.suppress(OSError, ModelLoadError):
+            self._keys[name] = model_key(Path(plan.source), options)
 
     # -- rows
 
@@ -249,6 +305,10 @@ class MlxEngine:
                 deliver(output)
 
 
+class TuneAborted(Exception):
+    """Raised in a measurement that nobody wants any more."""
+
+
 class _Work:
     def __init__(self) -> None:
         self.outputs: list[RowOutput] = []
@@ -275,6 +335,18 @@ class MlxModel:
 
     async def remove(self, row_id: str) -> int:
         return await self._engine.remove(self._name, row_id)
+
+    async def tune(
+        self, parameters: TuneParameters, *, remeasure: bool = False
+    ) -> WiredMemoryMeasurement:
+        """Measure by running a prefill, or answer with what was measured earlier.
+
+        No other model steps meanwhile. Cancelled, it ends before the next step of the prefill.
+
+        Raises:
+            TuneError, ValueError: as `run_prefill`.
+        """
+        return await self._engine.tune(self._name, parameters, remeasure=remeasure)
 
     async def unload(self) -> None:
         with trio.CancelScope(shield=True):

@@ -90,6 +90,7 @@ class WiredMemoryMeasurement:
         cache_cost: what any other row takes.
         measured: whether the model was really run.
         approximate: why the numbers are not exact, in words; None where they are meant to be.
+        stored: whether it was measured earlier and kept. It plays no part in comparisons.
     """
 
     weight_bytes: int
@@ -105,6 +106,7 @@ class WiredMemoryMeasurement:
     decode_tokens: int = 0
     measured: bool = False
     approximate: str | None = None
+    stored: bool = attrs.field(default=False, eq=False)
 
     @property
     def total_bytes(self) -> int:

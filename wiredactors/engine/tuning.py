@@ -1,0 +1,322 @@
+"""Measuring a loaded model: a real prefill, and what MLX's memory did meanwhile.
+
+Each step is run as `estimate` predicts it: `model(chunk, cache=cache)`, then with `kv_bits`
+mlx-lm's own quantization of the cache, then the evaluation of the cache; the logits of a prompt are
+dropped unevaluated. Other models, batches and arrays may be resident: all but the weights is the
+difference against just before, with MLX's pool of freed buffers off, because a buffer out of the
+pool may be larger than what was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import attrs
+
+from wiredactors.engine.cache import arrays_of, is_rotating, parts
+from wiredactors.engine.imports import import_mlx, import_mlx_lm
+from wiredactors.engine.prompts import encode_prompt
+from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache
+from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost
+from wiredactors.memory.errors import ModelLoadError, WiredMemoryError
+from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
+from wiredactors.scheduling.requests import Prompt
+
+#: What synthetic prompts are made of, again and again.
+_TEXT = "The quick brown fox jumps over the lazy dog, and 42 others follow it. "
+
+
+class TuneError(WiredMemoryError):
+    """The model cannot be measured as asked: its tokenizer makes no prompt, or its input is wrong.
+
+    Give a tokenizer that encodes text, or another input, as the message says.
+    """
+
+
+def run_prefill(
+    model: Any,
+    tokenizer: Any,
+    parameters: TuneParameters,
+    *,
+    user_input: Prompt | None = None,
+    check: Callable[[], object] = lambda: None,
+) -> WiredMemoryMeasurement:
+    """Measure one of mlx-lm's models by a prefill of exactly `token_count` tokens in each row.
+
+    On the thread that owns the model's streams; nothing else may use MLX meanwhile. On every path
+    what was made is let go, and MLX's pool may be as large as before.
+
+    With `decode_tokens` so many single-token steps of all rows follow, and workspace and peak are
+    those of the decode steps alone: what a job needs once its prompt has been read.
+
+    The cost of other rows is that of a shared cache, as jobs of the runtime have it. With `kv_bits`
+    or `max_kv_size`, or where the model's cache cannot be shared, it is derived from the cache that
+    was measured: bytes a token where keys and values are kept, and whatever else it holds as fixed.
+
+    Args:
+        model, tokenizer: loaded by mlx-lm.
+        parameters: how the prefill is run.
+        user_input: a prompt or text messages, measured instead of a synthetic prompt; its tokens
+            replace `token_count`.
+        check: called before each step; raising out of it ends the measurement.
+
+    Raises:
+        TuneError: the tokenizer cannot make the tokens.
+        ValueError: `kv_bits` or `max_kv_size` does not go with the model's cache.
+    """
+    if user_input is None:
+        prompt = synthetic_tokens(tokenizer, parameters.token_count)
+    else:
+        prompt = encode_prompt(tokenizer, user_input)
+        parameters = attrs.evolve(parameters, token_count=len(prompt))
+    make_cache = _cache_maker(model, parameters)
+    with open_probe() as probe:
+        return _run_prefill(model, prompt, parameters, make_cache, probe, check)
+
+
+def _run_prefill(
+    model: Any,
+    prompt: list[int],
+    parameters: TuneParameters,
+    make_cache: Callable[[], list[Any]],
+    probe: Probe,
+    check: Callable[[], object],
+) -> WiredMemoryMeasurement:
+    mx = import_mlx()
+
+    def run(tokens: list[int], cache: list[Any]) -> Any:
+        rows = mx.array([tokens] * parameters.batch_size, mx.int32)
+        return model(rows, cache=cache)
+
+    def read(tokens: list[int], cache: list[Any]) -> None:
+        run(tokens, cache)
+        settle_cache(cache, parameters)
+
+    def decode(last: list[int], cache: list[Any]) -> None:
+        logits = run(last, cache)
+        settle_cache(cache, parameters, mx.argmax(logits[:, -1, :], axis=-1))
+
+    # What modules make when they first run, and keep, is not the prompt's.
+    cache = make_cache()
+    for tokens in (prompt[:1] * 2, prompt[:1]):
+        read(tokens, cache)
+    del cache
+    cost = None
+    if parameters.kv_bits is None and parameters.max_kv_size is None:
+        with contextlib.suppress(ModelLoadError):  # its cache cannot be shared
+            cost = measure_cache(model, parameters.prefill_step_size)
+    probe.begin()
+    cache = make_cache()
+    for tokens in chunks(prompt, parameters.prefill_step_size):
+        check()
+        probe.step(functools.partial(read, tokens, cache))
+    if parameters.decode_tokens:
+        probe.forget_steps()
+    for _ in range(parameters.decode_tokens):
+        check()
+        probe.step(functools.partial(decode, prompt[-1:], cache))
+    if cost is None:
+        words = int(run(prompt[-1:], make_cache()).shape[-1])
+        cost = derive_cost(cache, parameters, words)
+    held = probe.grown_bytes
+    del cache
+    return probe.measurement(
+        parameters,
+        weight_bytes=int(mx.get_array_buffer_size(model.parameters())),
+        # Not what it grew by: what MLX keeps of each function that it compiles grew, too.
+        kv_bytes=held - probe.grown_bytes,
+        cost=cost,
+    )
+
+
+def synthetic_tokens(tokenizer: Any, count: int) -> list[int]:
+    """Exactly `count` token ids of a text that is encoded again and again, no special ones.
+
+    Raises:
+        TuneError: the tokenizer gives none, or fails.
+    """
+    try:
+        special = {int(token) for token in getattr(tokenizer, "all_special_ids", None) or ()}
+        encoded = tokenizer.encode(_TEXT, add_special_tokens=False)
+        tokens = [int(token) for token in encoded if int(token) not in special]
+    except Exception as error:
+        raise TuneError(
+            f"the tokenizer ({type(tokenizer).__name__}) cannot encode a text: {error!r}. Give the "
+            "one that was loaded with the model"
+        ) from error
+    if not tokens:
+        raise TuneError(
+            f"the tokenizer ({type(tokenizer).__name__}) makes no ordinary token of an English "
+            "text, so no prompt can be made: give `user_input`"
+        )
+    return (tokens * (-(-count // len(tokens))))[:count]
+
+
+def chunks(prompt: list[int], size: int) -> Iterator[list[int]]:
+    """The prompt in chunks of `size`, the rest last."""
+    for begin in range(0, len(prompt), size):
+        yield prompt[begin : begin + size]
+
+
+def settle_cache(cache: list[Any], parameters: TuneParameters, *others: Any) -> None:
+    """What follows the model's call in each step: quantize, and make the cache real."""
+    import_mlx_lm("generate").maybe_quantize_kv_cache(
+        cache,
+        quantized_kv_start=0,
+        kv_group_size=parameters.kv_group_size,
+        kv_bits=parameters.kv_bits,
+    )
+    import_mlx().eval(*others, [part.state for part in cache])
+
+
+def _cache_maker(model: Any, parameters: TuneParameters) -> Callable[[], list[Any]]:
+    """Makes the model's cache; checks first that the parameters go with it."""
+    if parameters.max_kv_size is not None and hasattr(model, "make_cache"):
+        raise ValueError(
+            f"max_kv_size={parameters.max_kv_size} would have no effect: {type(model).__module__} "
+            "makes its own cache. Leave it out"
+        )
+    models_cache = import_mlx_lm("models.cache")
+
+    def make() -> list[Any]:
+        cache: list[Any] = models_cache.make_prompt_cache(model, parameters.max_kv_size)
+        return cache
+
+    if parameters.kv_bits is not None:
+        _check_quantizable(make(), parameters.kv_bits)
+    return make
+
+
+def _check_quantizable(cache: list[Any], kv_bits: int) -> None:
+    kinds = {type(part).__name__ for part in cache}
+    refusing: set[str] = set()
+    for part in cache:
+        try:
+            part.to_quantized(bits=kv_bits)
+        except NotImplementedError:
+            refusing.add(type(part).__name__)
+        except AttributeError:  # mlx-lm leaves these as they are
+            kinds.discard(type(part).__name__)
+    if refusing or not kinds:
+        raise ValueError(
+            f"kv_bits={kv_bits}: mlx-lm cannot quantize this model's cache "
+            f"({', '.join(sorted(refusing or {type(part).__name__ for part in cache}))}). "
+            "Leave kv_bits out"
+        )
+
+
+def derive_cost(cache: list[Any], parameters: TuneParameters, words: int) -> CacheCost:
+    """What another row takes, from a cache that holds `token_count` tokens of each row."""
+    mx = import_mlx()
+    rows = parameters.batch_size
+    fixed = step = 0
+    windows: dict[int, list[int]] = {}
+    for part in (part for each in cache for part in parts(each)):
+        arrays = arrays_of(part)
+        size = -(-int(mx.get_array_buffer_size(arrays)) // rows) if arrays else 0
+        keys = getattr(part, "keys", None)
+        if keys is None:
+            fixed += size
+            continue
+        keys = keys[0] if isinstance(keys, (tuple, list)) else keys  # a quantized one has three
+        length = int(keys.shape[-2])
+        if is_rotating(part):
+            most = part.max_size + parameters.prefill_step_size - 1
+            windows.setdefault(most, []).append(-(-size // length))
+        else:
+            step += -(-size * STEP_TOKENS // length)
+    return CacheCost(
+        fixed_bytes=fixed + LOGITS_BYTES * words,
+        step_bytes=step,
+        copy_bytes=0,
+        windows=tuple(
+            WindowCost(most_tokens=most, token_bytes=sum(sizes), copy_bytes=0)
+            for most, sizes in windows.items()
+        ),
+    )
+
+
+class Probe:
+    """MLX's active memory, step by step, against where it began."""
+
+    def __init__(self, mx: Any):
+        self._mx = mx
+        self._before = 0
+        self._steps: list[tuple[int, int]] = []  # the peak, and what was left after it
+
+    def begin(self) -> None:
+        """From here on it counts."""
+        gc.collect()
+        self._mx.synchronize()
+        self._before = self._mx.get_active_memory()
+        self._steps = []
+
+    def step(self, run: Callable[[], None]) -> None:
+        """Run a step that is evaluated when it returns."""
+        self._mx.reset_peak_memory()
+        begin = self._mx.get_active_memory()
+        run()
+        self._mx.synchronize()
+        # A reset sets the peak to 0, and only allocations raise it again.
+        peak = max(begin, self._mx.get_peak_memory())
+        self._steps.append((peak - self._before, self.grown_bytes))
+
+    def forget_steps(self) -> None:
+        """Only the steps from here on count for workspace and peak."""
+        self._steps = []
+
+    @property
+    def grown_bytes(self) -> int:
+        """What active memory has grown by since the beginning."""
+        return int(self._mx.get_active_memory() - self._before)
+
+    def measurement(
+        self, parameters: TuneParameters, *, weight_bytes: int, kv_bytes: int, cost: CacheCost
+    ) -> WiredMemoryMeasurement:
+        """What the steps came to.
+
+        The workspace of a step is what it held beyond the cache that it left, or beyond the cache
+        at the end where that is smaller (a window that has shrunk), so that weights, cache and
+        workspace together are never below the peak.
+        """
+        return WiredMemoryMeasurement(
+            weight_bytes=weight_bytes,
+            kv_bytes=kv_bytes,
+            workspace_bytes=max(peak - min(left, kv_bytes) for peak, left in self._steps),
+            peak_active_bytes=weight_bytes + max(peak for peak, _ in self._steps),
+            token_count=parameters.token_count,
+            prefill_step_size=parameters.prefill_step_size,
+            cache_cost=cost,
+            batch_size=parameters.batch_size,
+            kv_bits=parameters.kv_bits,
+            max_kv_size=parameters.max_kv_size,
+            decode_tokens=parameters.decode_tokens,
+            measured=True,
+        )
+
+
+@contextlib.contextmanager
+def open_probe() -> Iterator[Probe]:
+    """Measure in a quiet process: nothing under way, and MLX's pool off."""
+    mx = import_mlx()
+    stream = import_mlx_lm("generate").generation_stream
+    mx.synchronize(stream)  # a batch runs a step ahead
+    mx.synchronize()
+    pool_bytes = mx.set_cache_limit(0)
+    try:
+        mx.clear_cache()
+        with mx.stream(stream):
+            yield Probe(mx)
+    except BaseException as error:
+        # It may be kept for long, and the arrays in the frames that it came through with it.
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        gc.collect()
+        mx.clear_cache()
+        mx.set_cache_limit(pool_bytes)
