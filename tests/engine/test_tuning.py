@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+import structlog
 import trio
 
 from tests.engine import tiny
 from tests.engine.conftest import open_recorded
-from wiredactors.engine import mlx_engine, tuning
+from wiredactors.engine import knowledge, mlx_engine, tuning
 from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.mlx_engine import MlxModel
 from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache
@@ -474,11 +476,49 @@ async def test_files_that_have_gone_are_no_reason_to_fail(bounded, tiny_model, m
     def fail(*_: object) -> None:
         raise FileNotFoundError("config.json")
 
-    monkeypatch.setattr(mlx_engine, "model_key", fail)
+    monkeypatch.setattr(knowledge, "model_key", fail)
     async with open_recorded() as recorded:
         model = await recorded.runtime.load(tiny_model("llama"), name="chat")
         assert not (await tune_in(model, PARAMETERS)).stored
         assert not (await tune_in(model, PARAMETERS)).stored
+
+
+async def test_what_finished_jobs_taught_outlives_the_process(bounded, tiny_model, cache_folder):
+    async with open_recorded() as recorded:
+        first = await recorded.runtime.load(tiny_model("llama"), name="chat")
+        assert first._loaded.correction.factor == 1
+        first._loaded.correction.record(100, 150)
+        await recorded.runtime.unload("chat")
+        second = await recorded.runtime.load(tiny_model("llama"), name="again")
+        assert second._loaded.correction.factor == 1.5
+        assert not second._loaded.correction.changed
+        other = await recorded.runtime.load(tiny_model("experts"), name="other")
+        assert other._loaded.correction.factor == 1
+        second._loaded.correction.record(100, 200)  # kept when the runtime closes
+    async with open_recorded() as recorded:
+        third = await recorded.runtime.load(tiny_model("llama"), name="chat")
+        assert third._loaded.correction.factor == 2
+    [file] = cache_folder.rglob("*.json")
+    written = file.stat().st_mtime_ns
+    async with open_recorded() as recorded:
+        await recorded.runtime.load(tiny_model("llama"), name="chat")
+    assert file.stat().st_mtime_ns == written, "nothing was learnt, and it was written"
+
+
+async def test_a_correction_that_makes_no_sense_is_reported_and_begun_anew(
+    bounded, tiny_model, cache_folder
+):
+    async with open_recorded() as recorded:
+        model = await recorded.runtime.load(tiny_model("llama"), name="chat")
+        model._loaded.correction.record(100, 150)
+    [file] = cache_folder.rglob("*.json")
+    entry = json.loads(file.read_text())
+    file.write_text(json.dumps(entry | {"value": {"ratios": [-1]}}))
+    with structlog.testing.capture_logs() as logs:
+        async with open_recorded() as recorded:
+            model = await recorded.runtime.load(tiny_model("llama"), name="chat")
+            assert model._loaded.correction.factor == 1
+    assert [log["event"] for log in logs] == ["measurement_unreadable"]
 
 
 # -- a real one

@@ -6,16 +6,15 @@ import contextlib
 import functools
 import gc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import attrs
 import trio
 
 from wiredactors.engine.backend import DeviceMemory, QuietLimitBackend, device_memory
 from wiredactors.engine.batch import Batch
 from wiredactors.engine.device import DeviceThread, without_locals
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
+from wiredactors.engine.knowledge import Knowledge
 from wiredactors.engine.loading import (
     LoadAborted,
     LoadedModel,
@@ -27,10 +26,11 @@ from wiredactors.engine.loading import (
 from wiredactors.engine.meter import Meter
 from wiredactors.engine.prompts import encode_prompt
 from wiredactors.engine.sizing import measure_cache
-from wiredactors.engine.store import MeasurementStore, StoreKey, model_key
+from wiredactors.engine.store import MeasurementStore
 from wiredactors.engine.tuning import run_prefill
 from wiredactors.memory.cache_cost import CacheCost, bucket_tokens
-from wiredactors.memory.errors import GenerationError, ModelLoadError
+from wiredactors.memory.correction import Correction
+from wiredactors.memory.errors import GenerationError
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.units import MIB
 from wiredactors.scheduling.requests import (
@@ -56,10 +56,9 @@ class MlxEngine:
 
     def __init__(self, pool_bytes: int = DEFAULT_POOL_BYTES, store: MeasurementStore | None = None):
         self.pool_bytes = pool_bytes
-        self.store = MeasurementStore() if store is None else store
+        self._knowledge = Knowledge(MeasurementStore() if store is None else store)
         self.device: DeviceThread  # while it is open
         self._models: dict[str, LoadedModel] = {}
-        self._keys: dict[str, StoreKey] = {}
         self._batches: dict[tuple[str, int], Batch] = {}
         self._turns: Turns[tuple[str, int]] = Turns()
         self._delivers: dict[str, Callable[[RowOutput], object]] = {}  # on the trio thread
@@ -164,14 +163,14 @@ class MlxEngine:
             weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
             self._mx.clear_cache()
         self._models[name] = loaded
-        self._remember(name, plan)
-        return MlxModel(self, name, loaded, cost, weights)
+        correction = self._knowledge.remember(name, plan)
+        return MlxModel(self, name, loaded, cost, weights, correction)
 
     def _unload(self, name: str) -> None:
         for key in [key for key in self._batches if key[0] == name]:
             self._batches.pop(key).close()
         self._models.pop(name, None)
-        self._keys.pop(name, None)
+        self._knowledge.forget(name)
         gc.collect()
         self._mx.clear_cache()
 
@@ -201,25 +200,14 @@ class MlxEngine:
     def _tune(
         self, name: str, parameters: TuneParameters, check: Callable[[], None], remeasure: bool
     ) -> WiredMemoryMeasurement:
-        key = self._keys.get(name)
-        if key is not None:
-            key = attrs.evolve(key, parameters=parameters)
-            known = None if remeasure else self.store.get(key)
-            if known is not None:
-                return known
+        known = None if remeasure else self._knowledge.measurement(name, parameters)
+        if known is not None:
+            return known
         loaded = self._models[name]
         with self._reported(name, "tune"):
             measured = run_prefill(loaded.model, loaded.tokenizer, parameters, check=check)
-        if key is not None:
-            self.store.put(key, measured)
+        self._knowledge.keep(name, parameters, measured)
         return measured
-
-    def _remember(self, name: str, plan: LoadPlan) -> None:
-        """Find out under which key the store has what is known of a model."""
-        options = {"dtype": plan.options.dtype, "dequantize": plan.options.dequantize}
-        # Its files have gone since: then nothing is kept.
-        with contextlib.suppress(OSError, ModelLoadError):
-            self._keys[name] = model_key(Path(plan.source), options)
 
     # -- rows
 
@@ -318,7 +306,13 @@ class MlxModel:
     """A loaded model, as the trio side sees it: numbers, a tokenizer, and the way to the engine."""
 
     def __init__(
-        self, engine: MlxEngine, name: str, loaded: LoadedModel, cost: CacheCost, weight_bytes: int
+        self,
+        engine: MlxEngine,
+        name: str,
+        loaded: LoadedModel,
+        cost: CacheCost,
+        weight_bytes: int,
+        correction: Correction,
     ):
         self._engine = engine
         self._name = name
@@ -326,6 +320,7 @@ class MlxModel:
         self.context_length = loaded.context_length
         self.cache_cost = cost
         self.weight_bytes = weight_bytes
+        self.correction = correction
 
     def encode(self, prompt: Prompt) -> list[int]:
         return encode_prompt(self._tokenizer, prompt)
