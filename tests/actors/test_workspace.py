@@ -95,10 +95,11 @@ async def test_a_margin_that_is_no_number_of_bytes_is_refused(
 async def test_a_load_asks_for_its_margin_with_its_weights(autojump_clock: MockClock) -> None:
     house = House(ceiling=114)
     async with house.opened() as runtime:
-        with pytest.raises(wa.TicketTooLarge) as caught:
+        with trio.fail_after(10), pytest.raises(wa.TicketTooLarge) as caught:
             await runtime.load("small", margin=5 * M)
         assert caught.value.need == (100 + 10 + 5) * M
-        await runtime.load("small", margin=4 * M)
+        with trio.fail_after(10):
+            await runtime.load("small", margin=4 * M)
         assert house.tickets == {"weights/small": 100, "workspace": 14}
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 import trio
 
+from wiredactors.actors.charge import Charge
 from wiredactors.actors.protocol import EngineModel
 from wiredactors.memory.events import EventKind
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
@@ -71,17 +72,17 @@ class Job:
         engine_model: EngineModel,
         request: RowRequest,
         ticket: WiredMemoryTicket,
-        estimate: int,
+        charge: Charge,
         note: Callable[..., None],
     ):
-        """`estimate`: the job's own idea of its size, where the ticket is a caller's."""
+        """`charge`: the job's own idea of its size, also where the ticket is a caller's."""
         self.id = request.row_id
         self.ticket = ticket
         self.result: GenerationResult | None = None
         self._model_name = model_name
         self._engine_model = engine_model
         self._request = request
-        self._estimate = estimate
+        self._charge = charge
         self._note_event = note
         self._start_scope = trio.CancelScope()
         self._row_scope = trio.CancelScope()
@@ -138,7 +139,7 @@ class Job:
         # The stream ends last: who has read to the end finds the result, and the ticket ended.
         with self._send, trio.CancelScope(shield=True):
             self._note(EventKind.JOB_QUEUED, prompt_tokens=len(self._request.prompt))
-            missing = self._estimate - self.ticket.size
+            missing = self._charge.size - self.ticket.size
             if missing > 0:
                 self._note(EventKind.TICKET_UNDERSIZED, missing_bytes=missing)
             try:
@@ -221,6 +222,7 @@ class Job:
             waited=self.result.waited,
             time_to_first_token=self.result.time_to_first_token,
             kv_bytes=self._kv_bytes,
+            **self._charge.settle(self._kv_bytes),
         )
 
     def _note(self, kind: EventKind, error: str | None = None, **details: Any) -> None:

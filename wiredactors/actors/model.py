@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
@@ -12,18 +11,14 @@ import trio
 from wiredactors.actors.job import Job
 from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.protocol import Engine, EngineModel
+from wiredactors.actors.work import Work
 from wiredactors.actors.workspace import Workspace
-from wiredactors.memory.errors import ModelNotLoaded, PromptTooLong, WiredMemoryError
+from wiredactors.memory.errors import ModelNotLoaded, WiredMemoryError
 from wiredactors.memory.events import EventKind
+from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.policies import WiredMemoryPolicy
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
-from wiredactors.scheduling.requests import (
-    LoadOptions,
-    LoadPlan,
-    Prompt,
-    RowRequest,
-    SamplingParameters,
-)
+from wiredactors.scheduling.requests import LoadOptions, LoadPlan, Prompt, SamplingParameters
 
 
 class Model:
@@ -33,6 +28,11 @@ class Model:
         name: its name in the runtime.
         weight_bytes: bytes of its weights in memory.
         context_length: tokens of prompt and answer together that it can hold.
+        correction: what predicted sizes are multiplied by, learned from finished jobs; at least
+            1.0, and more where rows took more than predicted.
+        prediction_error: the median of (observed - predicted) / predicted over the last finished
+            jobs; None before any. It is usually well below 0, since a row is charged for the
+            longest that it can become.
     """
 
     def __init__(
@@ -41,47 +41,65 @@ class Model:
         policy: WiredMemoryPolicy,
         manager: TicketManager,
         note: Callable[..., None],
-        job_numbers: itertools.count[int],
+        new_id: Callable[[str], str],
         workspace: Workspace,
     ):
         self.name = name
         self._policy = policy
         self._manager = manager
         self._note = note
-        self._job_numbers = job_numbers
+        self._new_id = new_id
         self._workspace = workspace
         self._weights: WiredMemoryTicket | None = None
+        self._prefill_step_size: int | None = None
         self._loaded: EngineModel | None = None
-        self._jobs: set[Job] = set()
+        self._work: Work | None = None
         self._leaving = trio.Event()
-        self._idle = trio.Event()
-        self._idle.set()
 
     def __repr__(self) -> str:
         return f"<Model {self.name}>"
 
     @property
     def weight_bytes(self) -> int:
-        return self._ready.weight_bytes
+        return self._ready.loaded.weight_bytes
 
     @property
     def context_length(self) -> int:
-        return self._ready.context_length
+        return self._ready.loaded.context_length
+
+    @property
+    def correction(self) -> float:
+        return self._ready.loaded.correction.factor
+
+    @property
+    def prediction_error(self) -> float | None:
+        return self._ready.loaded.correction.median_error
 
     @property
     def jobs(self) -> tuple[Job, ...]:
         """The jobs under way, waiting ones too."""
-        return tuple(self._jobs)
+        return () if self._work is None else tuple(self._work.jobs)
 
     # -- for people
 
     def ticket_size(self, prompt: Prompt, max_tokens: int = 128) -> int:
         """Bytes that a job of this prompt is charged: its cache as it will be allocated.
 
+        More than that where finished jobs took more than predicted; see `correction`.
+
         Raises:
-            PromptTooLong, ValueError: as `generate`.
+            PromptTooLong, ModelNotLoaded, ValueError: as `generate`.
         """
-        return self._row_bytes(self._request("", prompt, max_tokens, SamplingParameters()))
+        return self._ready.ticket_size(prompt, max_tokens)
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        """Tokens of a prompt as `generate` would encode it.
+
+        Raises:
+            ModelNotLoaded: the model is not there, or is being unloaded.
+            ValueError: the prompt is empty.
+        """
+        return len(self._ready.loaded.encode(prompt))
 
     @contextlib.asynccontextmanager
     async def generate(
@@ -132,80 +150,67 @@ class Model:
             repetition_penalty=repetition_penalty,
             repetition_context_size=repetition_context_size,
         )
-        job = self._make_job(prompt, max_tokens, sampling, wired_memory_ticket, priority)
+        work = self._ready
         async with open_bare_nursery() as nursery:
-            self._jobs.add(job)
-            self._idle = trio.Event()
-            nursery.start_soon(self._run_job, job)
+            job = work.add_job(prompt, max_tokens, sampling, wired_memory_ticket, priority)
+            nursery.start_soon(work.run_job, job)
             try:
                 yield job
             finally:
                 job.cancel()
         job.raise_error()
 
-    @trio.lowlevel.enable_ki_protection
-    async def _run_job(self, job: Job) -> None:
-        try:
-            await job.run()
-        finally:
-            self._jobs.discard(job)
-            if not self._jobs:
-                self._idle.set()
-
-    def _make_job(
+    async def tune(
         self,
-        prompt: Prompt,
-        max_tokens: int,
-        sampling: SamplingParameters,
-        ticket: WiredMemoryTicket | None,
-        priority: int,
-    ) -> Job:
-        loaded = self._ready
-        job_id = f"job-{next(self._job_numbers)}"
-        request = self._request(job_id, prompt, max_tokens, sampling)
-        estimate = self._row_bytes(request)
-        stands_on = (self._weights_ticket, self._workspace.ticket)
-        if ticket is None:
-            ticket = WiredMemoryTicket(
-                size=estimate,
-                policy=self._policy,
-                manager=self._manager,
-                priority=priority,
-                requires=stands_on,
-                id=job_id,
-            )
-        elif ticket.kind != "active":
-            raise ValueError(
-                f"a job's ticket must be active, and {ticket.id} is a {ticket.kind}: "
-                "that would not keep the limit raised while it runs"
-            )
-        else:
-            ticket.require(stands_on)
-        return Job(self.name, loaded, request, ticket, estimate, self._note)
+        token_count: int = 2048,
+        *,
+        prefill_step_size: int | None = None,
+        batch_size: int = 1,
+        kv_bits: int | None = None,
+        kv_group_size: int = 64,
+        max_kv_size: int | None = None,
+        decode_tokens: int = 0,
+        remeasure: bool = False,
+    ) -> WiredMemoryMeasurement:
+        """Measure weights, cache and workspace by really running a prefill.
 
-    def _request(
-        self, row_id: str, prompt: Prompt, max_tokens: int, sampling: SamplingParameters
-    ) -> RowRequest:
-        loaded = self._ready
-        tokens = loaded.encode(prompt)
-        room = loaded.context_length - len(tokens)
-        if room < 1:
-            raise PromptTooLong(len(tokens), loaded.context_length)
-        request = RowRequest(
-            row_id=row_id, prompt=tuple(tokens), max_tokens=max_tokens, sampling=sampling
+        It holds a ticket for its caches while it runs, as a job does, and may wait for it. Jobs
+        under way wait for the device meanwhile.
+
+        Args:
+            token_count: tokens of each row's prompt.
+            prefill_step_size: prompt tokens in one step at most; None is the model's own.
+            batch_size, kv_bits, kv_group_size, max_kv_size, decode_tokens: see `TuneParameters`.
+            remeasure: run it though the engine has kept the same measurement.
+
+        Raises:
+            ValueError: an argument is out of its range.
+            PromptTooLong: prompt and decoded tokens go beyond the context.
+            ModelNotLoaded: the model is being unloaded, or was before it had ended.
+            And what `WiredMemoryTicket.start` raises.
+        """
+        work = self._ready
+        if prefill_step_size is None:
+            prefill_step_size = self._prefill_step_size
+        assert prefill_step_size is not None
+        parameters = TuneParameters(
+            token_count=token_count,
+            prefill_step_size=prefill_step_size,
+            batch_size=batch_size,
+            kv_bits=kv_bits,
+            kv_group_size=kv_group_size,
+            max_kv_size=max_kv_size,
+            decode_tokens=decode_tokens,
         )
-        return request.shortened(room)
-
-    def _row_bytes(self, request: RowRequest) -> int:
-        return self._ready.cache_cost.row_bytes(request.total_tokens)
+        return await work.measure(parameters, remeasure=remeasure)
 
     @property
-    def _ready(self) -> EngineModel:
-        if self._loaded is None:
+    def _ready(self) -> Work:
+        if self._loaded is None or self._work is None:
             raise ModelNotLoaded(f"model {self.name!r} is not loaded: load it first")
         if self._leaving.is_set():
             raise ModelNotLoaded(f"model {self.name!r} is being unloaded: it takes no more jobs")
-        return self._loaded
+        return self._work
 
     @property
     def _weights_ticket(self) -> WiredMemoryTicket:
@@ -215,11 +220,10 @@ class Model:
     # -- for the runtime
 
     def leave(self, *, cancel_jobs: bool) -> None:
-        """Take no more jobs, and unload when those under way have ended."""
+        """Take no more jobs, and unload when those under way have ended, measurements too."""
         self._leaving.set()
-        if cancel_jobs:
-            for job in self._jobs:
-                job.cancel()
+        if cancel_jobs and self._work is not None:
+            self._work.cancel()
 
     @trio.lowlevel.enable_ki_protection
     async def run(
@@ -257,7 +261,7 @@ class Model:
         """The reservation is admitted before anything is loaded, and holds the load's peak; what
         only the peak needed is given back when the weights stand.
         """
-        margin = plan.margin_bytes
+        self._prefill_step_size, margin = plan.options.prefill_step_size, plan.margin_bytes
         new_workspace = await self._workspace.expect(self.name, plan.workspace_bytes, margin)
         self._weights = WiredMemoryTicket(
             size=plan.peak_bytes + new_workspace,
@@ -274,6 +278,15 @@ class Model:
             self._loaded = await engine.load(self.name, plan, self._progress)
             if self._loaded.weight_bytes != self._weights.size:
                 await self._weights.resize(self._loaded.weight_bytes)
+            self._work = Work(
+                self.name,
+                self._loaded,
+                self._policy,
+                self._manager,
+                (self._weights, self._workspace.ticket),
+                self._new_id,
+                self._note,
+            )
             self._tell(EventKind.MODEL_READY, size=self._loaded.weight_bytes)
             ready()
             await self._leaving.wait()
@@ -286,7 +299,8 @@ class Model:
 
     async def _let_go(self) -> None:
         """The weights go when nobody uses them any more, and the reservation after them."""
-        await self._idle.wait()
+        if self._work is not None:
+            await self._work.wait_idle()
         loaded, self._loaded = self._loaded, None
         try:
             if loaded is not None:

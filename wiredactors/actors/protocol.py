@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from wiredactors.memory.cache_cost import CacheCost
+from wiredactors.memory.correction import Correction
+from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.scheduling.requests import (
     LoadOptions,
     LoadPlan,
@@ -66,6 +68,10 @@ class EngineModel(Protocol):
     def cache_cost(self) -> CacheCost:
         """What a row's cache takes."""
 
+    @property
+    def correction(self) -> Correction:
+        """What finished jobs have taught; the engine keeps it, the actors record into it."""
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt: text as the tokenizer's defaults have it, messages through the
         chat template."""
@@ -80,6 +86,15 @@ class EngineModel(Protocol):
         """Take a row out; returns when its cache has been let go. Not cancellable.
 
         Returns its share of the batch's cache in bytes until then, 0 if it never decoded.
+        """
+
+    async def tune(
+        self, parameters: TuneParameters, *, remeasure: bool = False
+    ) -> WiredMemoryMeasurement:
+        """Run a prefill as they say, with the device to itself; what it took.
+
+        An engine that has kept an earlier measurement may answer with that, unless `remeasure`.
+        What it made has been freed when it returns. Cancellable between two chunks.
         """
 
     async def unload(self) -> None:
@@ -106,7 +121,8 @@ class Engine(Protocol):
         """Give everything back. Not cancellable."""
 
     async def plan(self, source: str, options: LoadOptions) -> LoadPlan:
-        """What a load will take, before anything is loaded. Raises ModelLoadError."""
+        """What a load will take, before anything is loaded, with all of the options filled in
+        that the device decides. Raises ModelLoadError."""
 
     async def load(
         self, name: str, plan: LoadPlan, progress: Callable[[int, int], object]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -47,7 +47,7 @@ class Runtime:
         self._models: dict[str, Model] = {}
         self.models: Mapping[str, Model] = MappingProxyType(self._models)
         self._present: dict[str, _Presence] = {}
-        self._job_numbers = itertools.count(1)
+        self._numbers: Counter[str] = Counter()
         self._workspace = Workspace(policy, manager)
         self._closed = False
 
@@ -99,7 +99,7 @@ class Runtime:
             self._policy,
             self.manager,
             self.manager.note,
-            self._job_numbers,
+            self._new_id,
             self._workspace,
         )
         presence = self._present[name] = _Presence(model)
@@ -133,6 +133,10 @@ class Runtime:
         presence.model.leave(cancel_jobs=False)
         await presence.gone.wait()
         presence.raise_error()
+
+    def _new_id(self, what: str) -> str:
+        self._numbers[what] += 1
+        return f"{what}-{self._numbers[what]}"
 
     @trio.lowlevel.enable_ki_protection
     async def _be(self, presence: _Presence, source: str, options: LoadOptions) -> None:

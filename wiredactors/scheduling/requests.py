@@ -125,7 +125,7 @@ class StepReport:
 
     Attributes:
         model: whose step it was.
-        what: "step" or "load".
+        what: "step", "load" or "tune".
         rows: sequences that got a token.
         seconds: how long it took.
         active_bytes, peak_bytes: after it, and at its peak.

@@ -13,18 +13,20 @@ import attrs
 import trio
 
 from wiredactors.actors.protocol import Guard, LimitBackend
-from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, bucket_tokens
+from wiredactors.memory.cache_cost import STEP_TOKENS, bucket_tokens
+from wiredactors.memory.correction import Correction
 from wiredactors.memory.errors import GenerationError, ModelLoadError
+from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.scheduling.requests import (
     LoadOptions,
     LoadPlan,
-    Prompt,
     RowOutput,
     RowRequest,
     StepReport,
 )
 from wiredactors.scheduling.turns import Turns
 from wiredactors.testing.backend import Done, QuietBackend
+from wiredactors.testing.loaded import LoadedModel
 from wiredactors.testing.model import ModelledModel
 from wiredactors.testing.record import EngineRecord
 
@@ -42,8 +44,13 @@ class _Row:
     generated: int = 0
 
     @property
+    def unread(self) -> int:
+        """Tokens of its prompt that are still to be read."""
+        return len(self.request.prompt) - self.prefilled
+
+    @property
     def decodes(self) -> bool:
-        return self.prefilled == len(self.request.prompt)
+        return not self.unread
 
     @property
     def steps(self) -> int:
@@ -57,6 +64,7 @@ class ModelledEngine:
     Attributes:
         sources: what can be loaded, by source; change it as you like.
         pool_bytes: as if its allocator kept so much.
+        corrections: what was learned of each source; it outlives its models.
         records: what happened, in order.
         reports: every step's and load's report.
     """
@@ -75,6 +83,7 @@ class ModelledEngine:
         """
         self.sources = dict({"model": ModelledModel()} if sources is None else sources)
         self.pool_bytes = pool_bytes
+        self.corrections: dict[str, Correction] = {}
         self.records: list[EngineRecord] = []
         self.reports: list[StepReport] = []
         self._backend = backend
@@ -92,6 +101,7 @@ class ModelledEngine:
         self._batches: dict[_Key, list[_Row]] = {}
         self._turns: Turns[_Key] = Turns()
         self._failures: dict[str, tuple[int, Exception]] = {}
+        self._tuned: WiredMemoryMeasurement | None = None  # what is measured now
 
     # -- for tests
 
@@ -123,8 +133,8 @@ class ModelledEngine:
         held += sum(model.load_peak for model in self._loading.values())
         for (name, _), batch in self._batches.items():
             longest = max((row.steps for row in batch), default=0)
-            held += len(batch) * longest * self._models[name].cache_cost.step_bytes
-        return held
+            held += len(batch) * self._models[name].cache_bytes(longest)
+        return held + (self._tuned.kv_bytes if self._tuned is not None else 0)
 
     @property
     def charged_bytes(self) -> int:
@@ -133,6 +143,9 @@ class ModelledEngine:
         charged += sum(model.load_peak for model in self._loading.values())
         charged += max((model.workspace_bytes for model in self._models.values()), default=0)
         charged += sum(self._plans[name].margin_bytes for name in self._models)
+        if (tuned := self._tuned) is not None:
+            row = tuned.ticket_size(tuned.token_count, tuned.decode_tokens)
+            charged += tuned.batch_size * row
         for (name, _), batch in self._batches.items():
             cost = self._models[name].cache_cost
             charged += sum(cost.row_bytes(row.request.total_tokens) for row in batch)
@@ -180,9 +193,10 @@ class ModelledEngine:
         if model is None:
             raise ModelLoadError(f"there is no model {source!r}: {sorted(self.sources)} are")
         margin = model.margin_bytes if options.margin_bytes is None else options.margin_bytes
+        step = options.prefill_step_size or model.prefill_step_size
         return LoadPlan(
             source=source,
-            options=options,
+            options=attrs.evolve(options, prefill_step_size=step),
             weight_bytes=model.weight_bytes,
             peak_bytes=model.load_peak,
             workspace_bytes=model.workspace_bytes,
@@ -191,7 +205,7 @@ class ModelledEngine:
 
     async def load(
         self, name: str, plan: LoadPlan, progress: Callable[[int, int], object]
-    ) -> _LoadedModel:
+    ) -> LoadedModel:
         model = self.sources[plan.source]
         async with self._device:
             granted = self._granted()
@@ -210,7 +224,8 @@ class ModelledEngine:
             finally:
                 del self._loading[name]
             self._models[name], self._plans[name] = model, plan
-        return _LoadedModel(self, name, model)
+        correction = self.corrections.setdefault(plan.source, Correction())
+        return LoadedModel(self, name, model, correction)
 
     async def unload(self, name: str) -> None:
         with trio.CancelScope(shield=True):
@@ -219,6 +234,23 @@ class ModelledEngine:
                 for key in [key for key in self._batches if key[0] == name]:
                     del self._batches[key]
                 del self._models[name]
+
+    async def tune(self, name: str, parameters: TuneParameters) -> WiredMemoryMeasurement:
+        model = self._models[name]
+        async with self._device:
+            measurement = self._tuned = model.measurement(parameters)
+            peak = self.held_bytes + model.workspace_bytes
+            try:
+                for seconds in model.measured_steps(parameters):
+                    await trio.lowlevel.checkpoint_if_cancelled()
+                    granted, began = self._granted(), trio.current_time()
+                    with trio.CancelScope(shield=True):
+                        await trio.sleep(seconds)
+                    self._report(name, "tune", 0, began, peak, granted)
+            finally:
+                self._record("tune", name)
+                self._tuned = None
+        return measurement
 
     # -- rows
 
@@ -237,7 +269,7 @@ class ModelledEngine:
                 for key, batch in list(self._batches.items()):
                     for row in [row for row in batch if row.request.row_id == row_id]:
                         if row.decodes:
-                            kv_bytes = row.steps * self._models[key[0]].cache_cost.step_bytes
+                            kv_bytes = self._models[key[0]].cache_bytes(row.steps)
                         self._let_go(key, row)
         return kv_bytes
 
@@ -262,8 +294,8 @@ class ModelledEngine:
         prefilling = next((row for row in sharing if not row.decodes), None)
         seconds = model.step_seconds if decoding else 0.0
         if prefilling is not None:
-            chunk_size = options.prefill_step_size or model.prefill_step_size
-            chunk = min(chunk_size, len(prefilling.request.prompt) - prefilling.prefilled)
+            assert options.prefill_step_size is not None
+            chunk = min(options.prefill_step_size, prefilling.unread)
             seconds += chunk / model.prefill_tokens_per_second
             prefilling.prefilled += chunk
         await trio.sleep(seconds)
@@ -286,8 +318,8 @@ class ModelledEngine:
         after_tokens, error = self._failures.get(row_id, (-1, None))
         if row.generated == after_tokens:
             del self._failures[row_id]
-            return [RowOutput(row_id=row_id, error=error)]
-        kv_bytes = row.steps * model.cache_cost.step_bytes
+            return [RowOutput(row_id=row_id, error=error, kv_bytes=model.cache_bytes(row.steps))]
+        kv_bytes = model.cache_bytes(row.steps)
         if row.generated == model.answer_tokens:
             return [_last(row_id, "stop", model.flushed_text, kv_bytes)]
         token = model.token(request.prompt, row.generated)
@@ -295,7 +327,7 @@ class ModelledEngine:
         output = RowOutput(row_id=row_id, text=chr(token), token=token)
         if row.generated < request.max_tokens:
             return [output]
-        kv_bytes = row.steps * model.cache_cost.step_bytes
+        kv_bytes = model.cache_bytes(row.steps)
         return [output, _last(row_id, "length", model.flushed_text, kv_bytes)]
 
     # -- records
@@ -350,27 +382,3 @@ class ModelledEngine:
 
 def _last(row_id: str, reason: str, text: str, kv_bytes: int) -> RowOutput:
     return RowOutput(row_id=row_id, text=text, finish_reason=reason, kv_bytes=kv_bytes)
-
-
-class _LoadedModel:
-    """What the actors see of a loaded model."""
-
-    def __init__(self, engine: ModelledEngine, name: str, model: ModelledModel):
-        self._engine = engine
-        self._name = name
-        self._model = model
-        self.weight_bytes = model.weights_in_memory
-        self.context_length = model.context_length
-        self.cache_cost: CacheCost = model.cache_cost
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        return self._model.encode(prompt)
-
-    def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
-        self._engine.submit(self._name, request, deliver)
-
-    async def remove(self, row_id: str) -> int:
-        return await self._engine.remove(row_id)
-
-    async def unload(self) -> None:
-        await self._engine.unload(self._name)

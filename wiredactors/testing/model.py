@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import attrs
 
-from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost
+from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, grown_tokens
+from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.units import KIB, MIB
 from wiredactors.scheduling.requests import Prompt
 
@@ -27,6 +28,7 @@ class ModelledModel:
         workspace_bytes: transient memory of a step.
         margin_bytes: the safety margin of a load that gives none.
         kv_bytes_per_token: a row's cache, allocated in steps of 256 tokens.
+        unpredicted_bytes: what each row's cache takes besides, and no prediction knows of.
         context_length: tokens of prompt and answer together.
         load_seconds: how long a load takes.
         load_error: what a load raises, at its end.
@@ -43,6 +45,7 @@ class ModelledModel:
     workspace_bytes: int = 10 * MIB
     margin_bytes: int = 0
     kv_bytes_per_token: int = 4 * KIB
+    unpredicted_bytes: int = 0
     context_length: int = 4096
     load_seconds: float = 1.0
     load_error: Exception | None = None
@@ -66,6 +69,41 @@ class ModelledModel:
             fixed_bytes=0,
             step_bytes=STEP_TOKENS * self.kv_bytes_per_token,
             copy_bytes=0,
+        )
+
+    def cache_bytes(self, steps: int) -> int:
+        """What a row's cache of so many steps of 256 tokens really takes."""
+        return steps * self.cache_cost.step_bytes + self.unpredicted_bytes
+
+    def measured_steps(self, parameters: TuneParameters) -> Iterator[float]:
+        """How long each step of a measurement takes."""
+        rest, rows = parameters.token_count, parameters.batch_size
+        while rest > 0:
+            yield min(parameters.prefill_step_size, rest) * rows / self.prefill_tokens_per_second
+            rest -= parameters.prefill_step_size
+        for _ in range(parameters.decode_tokens):
+            yield self.step_seconds
+
+    def measurement(self, parameters: TuneParameters) -> WiredMemoryMeasurement:
+        """What a measurement finds; quantized and rotating caches are not modelled."""
+        room = grown_tokens(
+            parameters.token_count, parameters.decode_tokens, parameters.prefill_step_size
+        )
+        row = room * self.kv_bytes_per_token + self.unpredicted_bytes
+        kv_bytes = parameters.batch_size * row
+        return WiredMemoryMeasurement(
+            weight_bytes=self.weights_in_memory,
+            kv_bytes=kv_bytes,
+            workspace_bytes=self.workspace_bytes,
+            peak_active_bytes=self.weights_in_memory + kv_bytes + self.workspace_bytes,
+            token_count=parameters.token_count,
+            prefill_step_size=parameters.prefill_step_size,
+            cache_cost=self.cache_cost,
+            batch_size=parameters.batch_size,
+            kv_bits=parameters.kv_bits,
+            max_kv_size=parameters.max_kv_size,
+            decode_tokens=parameters.decode_tokens,
+            measured=True,
         )
 
     def encode(self, prompt: Prompt) -> list[int]:

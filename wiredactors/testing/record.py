@@ -11,8 +11,8 @@ class EngineRecord:
 
     Attributes:
         time: when, on trio's clock.
-        what: "load", "unload", "submit", "let_go" (of a row), "step", or "close", which shows what
-            was left when the engine closed.
+        what: "load", "unload", "submit", "let_go" (of a row), "step", "tune" (its end), or "close",
+            which shows what was left when the engine closed.
         model: whose it is; "" for "close".
         row_id: of "submit" and "let_go".
         held_bytes: what the engine really holds.
