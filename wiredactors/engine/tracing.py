@@ -1,0 +1,223 @@
+"""A model's steps, thought through one after another: nothing is evaluated or allocated.
+
+Each step's graph is recorded and its evaluation played (`graph.py`, `liveness.py`). Then the caches
+are given arrays of the same shapes that stand for evaluated ones, and the next step begins. So what
+counts is what a cache's own code does with its arrays, of whatever kind the cache is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from wiredactors.engine.fusion import compiles, fuse, marked_functions
+from wiredactors.engine.graph import record_graph
+from wiredactors.engine.imports import import_mlx
+from wiredactors.engine.liveness import Buffer, Device, Held, evaluate
+
+
+class Tracer:
+    """Runs a model without running it, from empty caches on. Sizes are bytes.
+
+    Attributes:
+        caches: one for each layer; their arrays have shapes and no numbers.
+        cache_bytes: what they hold now, each buffer once.
+        constant_bytes: tables that the model makes of itself at its first step, and keeps.
+        peak_bytes: the most that a step so far held at once, caches among it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        caches: list[Any],
+        device: Device,
+        after: Callable[[list[Any]], object] = lambda caches: None,
+    ):
+        """`after(caches)` comes after each step, before its evaluation; it may replace some."""
+        self.caches = caches
+        self.cache_bytes = 0
+        self.constant_bytes = 0
+        self.peak_bytes = 0
+        self._mx = import_mlx()
+        self._model = model
+        self._device = device
+        self._after = after
+        self._weights = _flatten(model.parameters())
+        self._buffers = [
+            Buffer(number, array.nbytes) for number, array in enumerate(_arrays_of(caches))
+        ]
+
+    def step(self, rows: int, tokens: int, *, logits: bool = False) -> None:
+        """Think through a step of `tokens` more tokens for each of `rows` rows.
+
+        `logits`: whether the last token's are wanted too, as in decoding.
+        """
+
+        def run(given: Sequence[Any]) -> list[Any]:
+            answer = self._model(given[0], cache=self.caches)
+            self._after(self.caches)
+            return [answer[:, -1]] if logits else []
+
+        self._do(run, [self._mx.zeros((rows, tokens), self._mx.int32)])
+
+    def grow(self, keys_and_values: Sequence[Any]) -> None:
+        """As `step`, but the caches alone: each that holds keys and values is given its next ones.
+
+        Args:
+            keys_and_values: a pair of arrays for each of the caches' `key_value_parts`.
+        """
+
+        def run(given: Sequence[Any]) -> list[Any]:
+            parts = key_value_parts(self.caches)
+            for part, keys, values in zip(parts, given[::2], given[1::2], strict=True):
+                part.update_and_fetch(keys, values)
+            self._after(self.caches)
+            return []
+
+        self._do(run, [array for pair in keys_and_values for array in pair])
+
+    def _do(self, run: Callable[[Sequence[Any]], list[Any]], given: Sequence[Any]) -> None:
+        weights = [array for _, array in self._weights]
+        held_before = _arrays_of(self.caches)
+        counts: list[int] = []
+
+        def function(*arrays: Any) -> list[Any]:
+            rest = arrays[len(given) :]
+            self._place_weights(rest[: len(weights)])
+            _replace(self.caches, iter(rest[len(weights) :]))
+            wanted = run(arrays[: len(given)])
+            caches = _arrays_of(self.caches)
+            counts.extend((len(wanted), len(caches)))
+            return [*wanted, *caches, *_tables(self._model)]
+
+        fusing = compiles()
+        with _untouched(self._model), marked_functions() if fusing else contextlib.nullcontext():
+            try:
+                graph = record_graph(function, [*given, *weights, *held_before])
+            finally:
+                self._place_weights(weights)
+        if fusing:
+            fuse(graph)
+        wanted, held_after = counts
+        caches = graph.outputs[wanted : wanted + held_after]
+        tables = graph.outputs[wanted + held_after :]
+        graph.outputs = graph.outputs[: wanted + held_after]
+        # Of the model's tables only those that the step needs are evaluated.
+        tables = tuple(set(tables) & graph.needed())
+        graph.outputs += tables
+        names = graph.inputs[len(given) + len(weights) :]
+        held = evaluate(graph, dict(zip(names, self._buffers, strict=True)), self._device)
+        self._settle(held, caches, tables)
+
+    def _settle(self, held: Held, caches: Sequence[str], tables: Sequence[str]) -> None:
+        """The step has been evaluated."""
+        self.peak_bytes = max(self.peak_bytes, held.peak_bytes)
+        self.constant_bytes = held.bytes_of(tables)
+        self._buffers = [held.kept[name] for name in caches]
+        self.cache_bytes = held.bytes_of(caches)
+        zeros = (self._mx.zeros(array.shape, array.dtype) for array in _arrays_of(self.caches))
+        _replace(self.caches, zeros)
+
+    def _place_weights(self, arrays: Sequence[Any]) -> None:
+        from mlx.utils import tree_unflatten
+
+        names = (name for name, _ in self._weights)
+        self._model.update(tree_unflatten(list(zip(names, arrays, strict=True))))
+
+
+def key_value_parts(caches: Sequence[Any]) -> list[Any]:
+    """The caches that hold keys and values, those in lists of caches too."""
+    found: list[Any] = []
+    for cache in caches:
+        inner = getattr(cache, "caches", None)
+        if isinstance(inner, (list, tuple)):
+            found += key_value_parts(inner)
+        elif hasattr(cache, "update_and_fetch"):
+            found.append(cache)
+    return found
+
+
+def _arrays_of(caches: Sequence[Any]) -> list[Any]:
+    """The arrays that caches hold, in the order in which `_replace` replaces them."""
+    arrays: list[Any] = []
+
+    def take(array: Any) -> Any:
+        arrays.append(array)
+        return array
+
+    _walk(list(caches), take)
+    return arrays
+
+
+def _replace(caches: Sequence[Any], arrays: Iterator[Any]) -> None:
+    _walk(list(caches), lambda array: next(arrays))
+
+
+def _walk(thing: Any, change: Callable[[Any], Any]) -> Any:
+    """`thing` with each array in it changed; caches are changed in place."""
+    if isinstance(thing, import_mlx().array):
+        return change(thing)
+    if isinstance(thing, (list, tuple)):
+        return type(thing)([_walk(each, change) for each in thing])
+    if isinstance(thing, dict):
+        return {key: _walk(each, change) for key, each in thing.items()}
+    if _is_cache(thing):
+        for name, value in vars(thing).items():
+            setattr(thing, name, _walk(value, change))
+    return thing
+
+
+def _is_cache(thing: Any) -> bool:
+    return type(thing).__module__.startswith("mlx_lm.") and hasattr(thing, "__dict__")
+
+
+def _tables(model: Any) -> list[Any]:
+    """Arrays that modules keep besides their weights, for instance a rotation's frequencies."""
+    array = import_mlx().array
+    weights = {id(weight) for _, weight in _flatten(model.parameters())}
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        for value in [*dict.values(module), *vars(module).values()]:
+            if isinstance(value, array) and id(value) not in weights:
+                found[id(value)] = value
+    return list(found.values())
+
+
+def resident_table_bytes(model: Any) -> int:
+    """Bytes of such arrays that are there before the first step.
+
+    Some were evaluated when the model was built; of the others it is what they are made of.
+    """
+    mx = import_mlx()
+    there, lazy = 0, []
+    for table in _tables(model):
+        try:
+            there += mx.get_array_buffer_size(table)
+        except ValueError:  # it has not been evaluated
+            lazy.append(table)
+    for table in lazy:
+        graph = record_graph(lambda table=table: [table], [])
+        there += sum(graph.arrays[name].nbytes for name in graph.constants)
+    return there
+
+
+@contextlib.contextmanager
+def _untouched(model: Any) -> Iterator[None]:
+    """Undo what modules note down in themselves when they are called."""
+    before = [(module, dict(module), dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, items, attributes in before:
+            dict.clear(module)
+            dict.update(module, items)
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+def _flatten(tree: Any) -> list[tuple[str, Any]]:
+    from mlx.utils import tree_flatten
+
+    flat: Any = tree_flatten(tree)
+    return list(flat)
