@@ -6,7 +6,8 @@ import ast
 import json
 import math
 import pkgutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ MakeArchitecture = Callable[[str], Path]
 
 
 @pytest.fixture
-def architecture(tmp_path: Path) -> MakeArchitecture:
-    return lambda name: make_architecture(tmp_path, name)
+def architecture() -> Iterator[MakeArchitecture]:
+    """Makes a model, and throws it away: pytest would keep a gigabyte of them for three runs."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield lambda name: make_architecture(Path(directory), name)
 
 
 def shipped() -> set[str]:

@@ -89,9 +89,12 @@ CONFIGS: dict[str, Config] = {
     "phi": dense(num_key_value_heads=4, partial_rotary_factor=0.5),
     "phi3": dense(),
     "phi3small": dense(
-        num_hidden_layers=2,
+        vocab_size=100352,  # it writes to logits by number: out of bounds, were there fewer
+        hidden_size=128,
+        num_attention_heads=2,
+        num_key_value_heads=1,
         dense_attention_every_n_layers=2,
-        ff_intermediate_size=192,
+        ff_intermediate_size=96,
         gegelu_limit=20.0,
         blocksparse_num_local_blocks=2,
         blocksparse_vert_stride=2,

@@ -65,6 +65,7 @@ CONFIGS: dict[str, Config] = {
     "bailing_moe_linear": experts(**_BAILING),
     "bailing_moe_v3": latent(
         **_BAILING,
+        model_type="bailing_hybrid",  # the architecture below tells it from that one
         architectures=["BailingMoeV3ForCausalLM"],
         moe_shared_expert_intermediate_size=96,
     ),
