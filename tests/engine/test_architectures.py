@@ -20,6 +20,19 @@ models = pytest.importorskip("mlx_lm.models")
 
 MakeArchitecture = Callable[[str], Path]
 
+ONE_OF_EACH_CACHE = [
+    "baichuan_m1",  # lists of a state and of keys and values, in full or of a window
+    "deepseek_v3",  # a latent
+    "deepseek_v32",  # a latent and an index
+    "deepseek_v41",  # a cache of its own
+    "gemma4_text",  # fewer caches than layers
+    "llama4",  # chunks
+    "longcat_flash_ngram",  # more caches than layers
+    "mamba2",  # states alone
+    "phi3small",  # writes to its logits by number
+    "qwen3_next",  # states, and keys and values
+]
+
 
 @pytest.fixture
 def architecture() -> Iterator[MakeArchitecture]:
@@ -62,6 +75,15 @@ def test_every_architecture_is_accounted_for() -> None:
 def test_it_loads_and_reads_a_prompt(name: str, architecture: MakeArchitecture) -> None:
     taken = truth.measure(architecture(name), token_count=300, prefill_step_size=128)
     assert taken.weight_bytes > 0
+    assert taken.kv_bytes > 0
+    assert taken.workspace_bytes > 0
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_CACHE)
+def test_it_goes_on_after_the_prompt(name: str, architecture: MakeArchitecture) -> None:
+    taken = truth.measure_decode(
+        architecture(name), token_count=300, prefill_step_size=128, steps=2
+    )
     assert taken.kv_bytes > 0
     assert taken.workspace_bytes > 0
 
