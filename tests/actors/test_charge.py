@@ -84,8 +84,8 @@ async def test_rows_that_took_more_than_predicted_raise_what_the_next_are_charge
         assert (model.correction, model.ticket_size(PROMPT, 2)) == (1.25, ROW + ROW // 4)
         second = await run_job(model)
         assert second.ticket_size == second.kv_bytes == ROW + ROW // 4
-        # What was predicted is not what was charged: it does not go up with itself.
-        assert model.correction == 1.25
+        # It learns from what was predicted, not from what was charged.
+        assert house.engine.corrections["greedy"].to_dict() == {"ratios": [1.25, 1.25]}
         assert [details["correction"] for details in house.lasts()] == [1.25, 1.25]
 
 

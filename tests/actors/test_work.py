@@ -44,7 +44,8 @@ class House:
         async with wa.open_runtime(
             configuration=self.configuration, backend=self.backend, engine=self.engine
         ) as self.runtime:
-            yield await self.runtime.load("model")
+            with trio.fail_after(1000):
+                yield await self.runtime.load("model")
         assert self.held == self.waiters == {}
         assert (self.backend.limit, self.engine.held_bytes) == (0, 0)
         assert all(r.charged_bytes <= r.granted_bytes for r in self.engine.records)
@@ -263,6 +264,20 @@ async def test_unload_waits_for_jobs_and_measurements_alike(autojump_clock: Mock
                 assert job.result.finish_reason == "length"
             assert house.held == {}
     assert len(house.measured) == 2
+
+
+async def test_the_end_of_a_job_does_not_let_the_model_go_while_a_measurement_waits(
+    autojump_clock: MockClock,
+) -> None:
+    house = House(ceiling=195 * M)
+    async with house.opened() as model, trio.open_nursery() as nursery:
+        nursery.start_soon(occupy, house, ROW, 20.0)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(model.tune)
+        async with model.generate("x", 2) as job:
+            nursery.start_soon(house.runtime.unload, "model")
+            assert len([chunk async for chunk in job]) == 2
+    assert house.measured == [20 + 8]
 
 
 @pytest.mark.parametrize("close_at", [0.0, 0.5, 5.0, 6.5])

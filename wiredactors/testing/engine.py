@@ -13,49 +13,28 @@ import attrs
 import trio
 
 from wiredactors.actors.protocol import Guard, LimitBackend
-from wiredactors.memory.cache_cost import STEP_TOKENS, bucket_tokens
+from wiredactors.memory.cache_cost import CacheCost, bucket_tokens
 from wiredactors.memory.correction import Correction
 from wiredactors.memory.errors import GenerationError, ModelLoadError
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.scheduling.requests import (
     LoadOptions,
     LoadPlan,
+    Prompt,
     RowOutput,
     RowRequest,
     StepReport,
 )
 from wiredactors.scheduling.turns import Turns
 from wiredactors.testing.backend import Done, QuietBackend
-from wiredactors.testing.loaded import LoadedModel
 from wiredactors.testing.model import ModelledModel
 from wiredactors.testing.record import EngineRecord
+from wiredactors.testing.rows import Row
 
 #: A load looks so many times whether it was cancelled, and says as often how far it is.
 _LOAD_PARTS = 4
 
 _Key = tuple[str, int]  # a batch: its model's name and its bucket
-
-
-@attrs.define(eq=False)
-class _Row:
-    request: RowRequest
-    deliver: Callable[[RowOutput], object]
-    prefilled: int = 0
-    generated: int = 0
-
-    @property
-    def unread(self) -> int:
-        """Tokens of its prompt that are still to be read."""
-        return len(self.request.prompt) - self.prefilled
-
-    @property
-    def decodes(self) -> bool:
-        return not self.unread
-
-    @property
-    def steps(self) -> int:
-        """Its cache, in whole steps."""
-        return -(-(self.prefilled + self.generated) // STEP_TOKENS)
 
 
 class ModelledEngine:
@@ -98,7 +77,7 @@ class ModelledEngine:
         self._models: dict[str, ModelledModel] = {}
         self._loading: dict[str, ModelledModel] = {}
         self._plans: dict[str, LoadPlan] = {}
-        self._batches: dict[_Key, list[_Row]] = {}
+        self._batches: dict[_Key, list[Row]] = {}
         self._turns: Turns[_Key] = Turns()
         self._failures: dict[str, tuple[int, Exception]] = {}
         self._tuned: WiredMemoryMeasurement | None = None  # what is measured now
@@ -205,7 +184,7 @@ class ModelledEngine:
 
     async def load(
         self, name: str, plan: LoadPlan, progress: Callable[[int, int], object]
-    ) -> LoadedModel:
+    ) -> _LoadedModel:
         model = self.sources[plan.source]
         async with self._device:
             granted = self._granted()
@@ -225,7 +204,7 @@ class ModelledEngine:
                 del self._loading[name]
             self._models[name], self._plans[name] = model, plan
         correction = self.corrections.setdefault(plan.source, Correction())
-        return LoadedModel(self, name, model, correction)
+        return _LoadedModel(self, name, model, correction)
 
     async def unload(self, name: str) -> None:
         with trio.CancelScope(shield=True):
@@ -258,7 +237,7 @@ class ModelledEngine:
         self, name: str, request: RowRequest, deliver: Callable[[RowOutput], object]
     ) -> None:
         key = (name, bucket_tokens(request.total_tokens))
-        self._batches.setdefault(key, []).append(_Row(request, deliver))
+        self._batches.setdefault(key, []).append(Row(request, deliver))
         self._record("submit", name, request.row_id)
         self._wake.set()
 
@@ -269,11 +248,11 @@ class ModelledEngine:
                 for key, batch in list(self._batches.items()):
                     for row in [row for row in batch if row.request.row_id == row_id]:
                         if row.decodes:
-                            kv_bytes = self._models[key[0]].cache_bytes(row.steps)
+                            kv_bytes = row.cache_bytes(self._models[key[0]])
                         self._let_go(key, row)
         return kv_bytes
 
-    def _let_go(self, key: _Key, row: _Row) -> None:
+    def _let_go(self, key: _Key, row: Row) -> None:
         self._record("let_go", key[0], row.request.row_id)
         self._batches[key].remove(row)
         if not self._batches[key]:
@@ -312,23 +291,13 @@ class ModelledEngine:
             delivers[output.row_id](output)
         return True
 
-    def _outputs(self, model: ModelledModel, row: _Row) -> list[RowOutput]:
-        request = row.request
-        row_id = request.row_id
+    def _outputs(self, model: ModelledModel, row: Row) -> list[RowOutput]:
+        row_id = row.request.row_id
         after_tokens, error = self._failures.get(row_id, (-1, None))
-        if row.generated == after_tokens:
-            del self._failures[row_id]
-            return [RowOutput(row_id=row_id, error=error, kv_bytes=model.cache_bytes(row.steps))]
-        kv_bytes = model.cache_bytes(row.steps)
-        if row.generated == model.answer_tokens:
-            return [_last(row_id, "stop", model.flushed_text, kv_bytes)]
-        token = model.token(request.prompt, row.generated)
-        row.generated += 1
-        output = RowOutput(row_id=row_id, text=chr(token), token=token)
-        if row.generated < request.max_tokens:
-            return [output]
-        kv_bytes = model.cache_bytes(row.steps)
-        return [output, _last(row_id, "length", model.flushed_text, kv_bytes)]
+        if error is None or row.generated != after_tokens:
+            return row.step(model)
+        del self._failures[row_id]
+        return [RowOutput(row_id=row_id, error=error, kv_bytes=row.cache_bytes(model))]
 
     # -- records
 
@@ -380,5 +349,34 @@ class ModelledEngine:
         return bool(writes)
 
 
-def _last(row_id: str, reason: str, text: str, kv_bytes: int) -> RowOutput:
-    return RowOutput(row_id=row_id, text=text, finish_reason=reason, kv_bytes=kv_bytes)
+class _LoadedModel:
+    """What the actors see of a loaded model; see the protocol."""
+
+    def __init__(
+        self, engine: ModelledEngine, name: str, model: ModelledModel, correction: Correction
+    ):
+        self._engine = engine
+        self._name = name
+        self._model = model
+        self.weight_bytes = model.weights_in_memory
+        self.context_length = model.context_length
+        self.cache_cost: CacheCost = model.cache_cost
+        self.correction = correction
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        return self._model.encode(prompt)
+
+    def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
+        self._engine.submit(self._name, request, deliver)
+
+    async def remove(self, row_id: str) -> int:
+        return await self._engine.remove(row_id)
+
+    async def tune(
+        self, parameters: TuneParameters, *, remeasure: bool = False
+    ) -> WiredMemoryMeasurement:
+        """It keeps no measurements, so each is run."""
+        return await self._engine.tune(self._name, parameters)
+
+    async def unload(self) -> None:
+        await self._engine.unload(self._name)
