@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from tests.engine import tiny
+from wiredactors.engine.blueprint import draw_config
 from wiredactors.engine.loading import download, load, local_path, plan_load
-from wiredactors.engine.sizing import context_length, measure_cache, workspace_bytes
+from wiredactors.engine.sizing import context_length, measure_cache, step_workspace
 from wiredactors.memory.errors import ModelLoadError
 from wiredactors.memory.units import KIB, MIB
 from wiredactors.scheduling.requests import LoadOptions
@@ -50,7 +51,9 @@ class TestPlan:
             loaded = load(planned, lambda *progress: done.append(progress))
             assert mx.get_peak_memory() - active <= planned.peak_bytes
             assert abs(mx.get_active_memory() - active - planned.weight_bytes) < 4 * KIB
-            assert done[-1] == (planned.weight_bytes, planned.weight_bytes)
+            # Besides its weights a model may have a few scalars, which no file has.
+            assert done[-1][0] == done[-1][1]
+            assert 0 <= planned.weight_bytes - done[-1][1] < 100
             assert done == sorted(done)
             assert loaded.context_length == (
                 tiny.CONTEXT if name != "parallel_hybrid" else loaded.context_length
@@ -70,14 +73,18 @@ class TestPlan:
         assert [each.margin_bytes for each in plans] == [16 * MIB, 0, 7]
         assert len({each.workspace_bytes for each in plans}) == 1
 
-    def test_a_model_without_attention_is_charged_no_scores(self) -> None:
-        config = tiny.CONFIGS["state_space"]
-        longer = {**config, "max_position_embeddings": 1 << 20}
-        sizes = [
-            workspace_bytes(each, prefill_step_size=64, rows=1, fused_attention=False)
-            for each in (config, longer)
-        ]
-        assert sizes[1] - sizes[0] <= 64 * (1 << 20)  # the mask's byte, at most
+    def test_a_workspace_grows_with_the_context_only_where_there_is_attention(self) -> None:
+        def grown(name: str) -> int:
+            model = draw_config(tiny.CONFIGS[name]).model
+            short, long = (
+                step_workspace(model, prefill_step_size=64, rows=1, context=context)
+                for context in (512, 8192)
+            )
+            return long - short
+
+        assert grown("state_space") == 0
+        # A score of two bytes for each of 64 tokens, 4 heads and 7,680 more tokens, once at least.
+        assert grown("llama") >= 64 * 4 * 7680 * 2
 
     def test_a_context_that_no_config_names_is_large(self) -> None:
         assert context_length({}) == 1 << 20
@@ -134,14 +141,14 @@ class TestRefusals:
 
     def test_a_config_that_lacks_a_field(self, directory: Path) -> None:
         (directory / "config.json").write_text('{"model_type": "llama"}')
-        with pytest.raises(ModelLoadError, match="could not be loaded"):
-            load(plan(directory), nothing)
+        with pytest.raises(ModelLoadError, match="makes no model"):
+            plan(directory)
 
     def test_a_config_of_another_shape(self, directory: Path) -> None:
         config = {**tiny.CONFIGS["llama"], "num_hidden_layers": 5}
         (directory / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ModelLoadError, match="could not be loaded"):
-            load(plan(directory), nothing)
+        with pytest.raises(ModelLoadError, match="makes no model"):
+            plan(directory)
 
     def test_a_directory_without_weights(self, directory: Path) -> None:
         (directory / "model.safetensors").unlink()

@@ -29,7 +29,7 @@ from wiredactors.memory.units import KIB
 if TYPE_CHECKING:
     from wiredactors.engine.gguf_blocks import Array
 
-__all__ = ["gguf_config", "gguf_load_peak_bytes", "gguf_weight_bytes", "load_gguf"]
+__all__ = ["empty_model", "gguf_config", "gguf_load_peak_bytes", "gguf_weight_bytes", "load_gguf"]
 
 _ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -118,7 +118,7 @@ def load_gguf(
     placements = _loading_order(header, dequantize, dtype)
     tokenizer = gguf_tokenizer(header)
     mx = import_mlx()
-    model = _empty_model(config)
+    model = empty_model(config)
     mx.clear_cache()
     weights: list[tuple[str, Any]] = []
     to_do = sum(each.tensor.byte_size for each in placements)
@@ -145,7 +145,7 @@ def load_gguf(
     return model, tokenizer, config
 
 
-def _empty_model(config: dict[str, Any]) -> Any:
+def empty_model(config: dict[str, Any]) -> Any:
     """The model with weights that were never evaluated, which take no memory."""
     nn = importlib.import_module("mlx.nn")
     llama = import_mlx_lm("models.llama")

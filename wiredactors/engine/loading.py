@@ -5,32 +5,25 @@ A source is a GGUF file, a directory in Hugging Face layout, or a hub id.
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from wiredactors.engine.blueprint import draw_directory, draw_gguf, read_config
 from wiredactors.engine.gguf import read_gguf_header
-from wiredactors.engine.gguf_model import (
-    gguf_config,
-    gguf_load_peak_bytes,
-    gguf_weight_bytes,
-    load_gguf,
-)
+from wiredactors.engine.gguf_model import gguf_load_peak_bytes, load_gguf
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
-from wiredactors.engine.sizing import context_length, margin_bytes, workspace_bytes
+from wiredactors.engine.sizing import context_length, measure_cache, step_workspace
+from wiredactors.engine.weights import weight_files
 from wiredactors.memory.errors import ModelLoadError, WiredMemoryError
+from wiredactors.memory.measurement import default_margin
 from wiredactors.memory.units import MIB
 from wiredactors.scheduling.requests import LoadOptions, LoadPlan
 
 #: Called with bytes done and in all; raising out of it ends the load.
 Progress = Callable[[int, int], None]
-
-#: A safetensors header larger than this is no header (the format's own bound is 100 MB).
-_MAX_HEADER_BYTES = 100_000_000
 
 #: While a directory is loaded, so much may be alive besides the weights that are done: the largest
 #: tensors twice (read, and converted by the model's own `sanitize`).
@@ -91,34 +84,43 @@ def download(hub_id: str) -> Path:
 def plan_load(path: Path, options: LoadOptions, *, on_cpu: bool) -> LoadPlan:
     """What loading `path` will take, from headers and config alone.
 
+    Weights, caches and workspace are those of the model's blueprint; the default margin is 2 % of
+    weights, workspace and one row of 2,048 tokens (or what the context holds), and at least 16 MiB.
+
     Raises:
-        ModelLoadError: the files are missing, truncated, corrupted, or of an unknown architecture.
+        ModelLoadError: the files are missing, truncated, corrupted, or of an unknown architecture,
+            or the model's caches cannot be shared by several jobs.
     """
     options = attrs.evolve(
         options,
         dtype=options.dtype or ("float32" if on_cpu else "float16"),
         prefill_step_size=options.prefill_step_size or (64 if on_cpu else 512),
     )
+    assert options.dtype is not None
+    assert options.prefill_step_size is not None
     if path.is_dir():
         if options.dequantize:
             raise ModelLoadError(f"{path} is a directory: only GGUF files can be dequantized")
-        config = _directory_config(path)
-        weights = _directory_weight_bytes(path)
+        read_config(path)
+        _check_whole(path)
+        blueprint = draw_directory(path)
+        weights = blueprint.weight_bytes
         peak = weights + max(_LOAD_SLACK_BYTES, weights // 20)
     else:
-        header = read_gguf_header(path)
-        assert options.dtype is not None
-        config = gguf_config(header, options.dequantize)
-        weights = gguf_weight_bytes(header, options.dequantize, options.dtype)
-        peak = gguf_load_peak_bytes(header, options.dequantize, options.dtype)
-    assert options.prefill_step_size is not None
-    margin = margin_bytes(weights) if options.margin_bytes is None else options.margin_bytes
-    workspace = workspace_bytes(
-        config,
+        blueprint = draw_gguf(path, dequantize=options.dequantize, dtype=options.dtype)
+        weights = blueprint.weight_bytes
+        peak = gguf_load_peak_bytes(read_gguf_header(path), options.dequantize, options.dtype)
+    context = context_length(blueprint.config)
+    cost = measure_cache(blueprint.model, options.prefill_step_size)
+    workspace = step_workspace(
+        blueprint.model,
         prefill_step_size=options.prefill_step_size,
         rows=options.max_batch_size,
-        fused_attention=not on_cpu,
+        context=context,
     )
+    margin = options.margin_bytes
+    if margin is None:
+        margin = default_margin(weights + workspace + cost.row_bytes(min(context, 2048)))
     return LoadPlan(
         source=str(path),
         options=options,
@@ -127,6 +129,18 @@ def plan_load(path: Path, options: LoadOptions, *, on_cpu: bool) -> LoadPlan:
         workspace_bytes=workspace,
         margin_bytes=margin,
     )
+
+
+def _check_whole(path: Path) -> None:
+    files = weight_files(path)
+    if not files:
+        raise ModelLoadError(f"{path} has no model*.safetensors: its weights are missing")
+    for file in files:
+        if not file.is_whole:
+            raise ModelLoadError(
+                f"{path / file.name} ends before its {file.size} bytes: it is truncated: download "
+                "it again"
+            )
 
 
 def load(plan: LoadPlan, progress: Progress) -> LoadedModel:
@@ -157,59 +171,6 @@ def load(plan: LoadPlan, progress: Progress) -> LoadedModel:
 
 class LoadAborted(Exception):
     """Raised out of the progress of a load that nobody wants any more."""
-
-
-def _directory_config(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except FileNotFoundError:
-        raise ModelLoadError(
-            f"{path} has no config.json: give a model directory in Hugging Face layout"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{file} cannot be read: {error}: download it again") from error
-    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise ModelLoadError(f"{file} names no model_type: it is no model's config")
-    try:
-        import_mlx_lm("utils")._get_classes(config)
-    except (ValueError, SystemExit) as error:  # one of mlx-lm's modules exits when imported
-        raise ModelLoadError(
-            f"{file}: mlx-lm knows no architecture {config['model_type']!r} ({error})"
-        ) from error
-    return config
-
-
-def _directory_weight_bytes(path: Path) -> int:
-    files = sorted(path.glob("model*.safetensors"))
-    if not files:
-        raise ModelLoadError(f"{path} has no model*.safetensors: its weights are missing")
-    return sum(_safetensors_bytes(file) for file in files)
-
-
-def _safetensors_bytes(file: Path) -> int:
-    """Bytes of all tensors in a safetensors file, checked against its size.
-
-    Format: a little-endian 64-bit header length, a JSON header with each tensor's data offsets
-    (relative to the header's end), then the data.
-    """
-    again = "it is truncated or corrupted: download it again"
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        head = stream.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else -1
-        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
-            raise ModelLoadError(f"{file} has no whole header ({size} bytes in all): {again}")
-        try:
-            header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"] for name, entry in header.items() if name[:2] != "__"]
-            total = sum(end - begin for begin, end in ends)
-            last = max((end for _, end in ends), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelLoadError(f"{file} has an unreadable header ({error}): {again}") from error
-    if size < 8 + length + last:
-        raise ModelLoadError(f"{file} ends after {size} bytes of {8 + length + last}: {again}")
-    return int(total)
 
 
 def _load_directory(path: Path, progress: Progress) -> tuple[Any, Any, Mapping[str, Any]]:

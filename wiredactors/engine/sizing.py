@@ -1,31 +1,30 @@
-"""What a loaded model's cache and its largest step take, with as little run as possible."""
+"""What a model's rows and steps take, found by thinking them through (see `tracing`).
+
+It works on a blueprint before anything is loaded, and as well on a loaded model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wiredactors.engine.cache import arrays_of, is_plain, is_rotating, parts
-from wiredactors.engine.imports import import_mlx, import_mlx_lm
+from wiredactors.engine.cache import is_rotating, parts
+from wiredactors.engine.imports import import_mlx_lm
+from wiredactors.engine.liveness import CPU
+from wiredactors.engine.tracing import Tracer
 from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost
 from wiredactors.memory.errors import ModelLoadError
-from wiredactors.memory.units import MIB
-
-#: Added to the predicted workspace, once for all models: at least this much, ...
-MARGIN_BYTES = 16 * MIB
-#: ... or this part of the weights.
-MARGIN_SHARE = 0.02
 
 #: Of one row, for each word of the vocabulary: a logit and a log-probability.
 LOGITS_BYTES = 2 * 4
 
 
 def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
-    """What one row takes as long as it lives, from one step of a prompt.
+    """What one row of a shared batch takes as long as it lives.
 
-    Shapes are exact before anything is evaluated, so keys and values are only traced. Other kinds
-    (states) do not grow, and keep more alive than they report (a slice holds the whole activation
-    that it was cut from), so those are evaluated and their buffers read.
+    A step of a prompt is thought through with the caches of a batch of one. Keys and values are
+    counted by the token, whatever else a cache holds (states) by its buffers, which may be larger
+    than it reports: a slice keeps the whole activation alive that it was cut from.
 
     A row's logits and log-probabilities belong to it as its cache does: the device may still work
     on one step of every batch when it is given the next batch's, so they add up over the batches.
@@ -33,31 +32,42 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
     Raises:
         ModelLoadError: the model's cache cannot be shared by a batch.
     """
-    mx = import_mlx()
+    tracer = Tracer(model, shared_caches(model, 1), CPU)
+    tracer.step(1, prefill_step_size)
+    return cache_cost(tracer, rows=1, prefill_step_size=prefill_step_size)
+
+
+def shared_caches(model: Any, rows: int) -> list[Any]:
+    """Empty caches of a batch of `rows`, as mlx-lm's batch generator makes them.
+
+    Raises:
+        ModelLoadError: the model's cache cannot be shared by a batch.
+    """
     caches = import_mlx_lm("models.cache").make_prompt_cache(model)
     try:
-        batch = [cache.merge([cache]) for cache in caches]
+        return [cache.merge([cache] * rows) for cache in caches]
     except AttributeError as error:
         raise ModelLoadError(
             f"the model's cache ({type(caches[0]).__name__}) cannot be shared by several jobs, "
             "which is not supported yet: load another model"
         ) from error
-    logits = model(mx.zeros((1, prefill_step_size), mx.int32), cache=batch)
+
+
+def cache_cost(tracer: Tracer, *, rows: int, prefill_step_size: int) -> CacheCost:
+    """The cost of one row, from caches that have read at least one step of `rows` rows."""
     steps, states = [0], [0]
     windows: dict[int, list[int]] = {}
-    for part in (part for cache in batch for part in parts(cache)):
-        if is_plain(part):
-            steps.append(_token_bytes(part) * STEP_TOKENS)
+    for part in (part for cache in tracer.caches for part in parts(cache)):
+        if _has_keys(part) and not is_rotating(part):
+            steps.append(_token_bytes(part, rows) * STEP_TOKENS)
         elif is_rotating(part):
             # While a prompt is read it keeps a window for the first token of the chunk, too.
             most = part.max_size + prefill_step_size - 1
-            windows.setdefault(most, []).append(_token_bytes(part))
+            windows.setdefault(most, []).append(_token_bytes(part, rows))
         else:
-            arrays = arrays_of(part)
-            mx.eval(arrays)
-            states.append(int(mx.get_array_buffer_size(arrays)))
+            states.append(-(-tracer.bytes_of(part) // rows))
     return CacheCost(
-        fixed_bytes=sum(states) + max(states) + LOGITS_BYTES * int(logits.shape[-1]),
+        fixed_bytes=sum(states) + max(states) + LOGITS_BYTES * tracer.vocabulary,
         step_bytes=sum(steps),
         copy_bytes=max(steps),
         windows=tuple(
@@ -67,55 +77,54 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
     )
 
 
-def _token_bytes(part: Any) -> int:
+def _has_keys(part: Any) -> bool:
+    """Whether it grows by the token: quantized caches, and those that cannot be shared."""
+    return hasattr(part, "keys") and hasattr(part, "values")
+
+
+def _token_bytes(part: Any, rows: int) -> int:
+    """Bytes that one row's token takes in a cache of keys and values, quantized or not."""
     if part.keys is None:  # a layer that uses another's
         return 0
-    return int((part.keys.nbytes + part.values.nbytes) // part.keys.shape[2])
+    arrays = [*_listed(part.keys), *_listed(part.values)]
+    return sum(int(array.nbytes) // int(array.shape[2]) for array in arrays) // rows
 
 
-def workspace_bytes(
-    config: Mapping[str, Any], *, prefill_step_size: int, rows: int, fused_attention: bool
-) -> int:
-    """Predicted transient bytes of a model's largest step, from its config.
+def _listed(arrays: Any) -> Sequence[Any]:
+    return arrays if isinstance(arrays, (list, tuple)) else [arrays]
 
-    A prefill step of S tokens at the end of a context of T holds S x (heads x T x 4 + T) bytes of
-    attention scores and mask where attention is not fused (the CPU), and a few activations of each
-    token; measured on SmolLM2 within 1 % (44,816 bytes a token, against 44,544 by this formula).
-    A decoding row is charged its logits and log-probabilities with its cache; as much again is
-    here for each, for what normalizing and sampling them takes.
+
+def step_workspace(model: Any, *, prefill_step_size: int, rows: int, context: int) -> int:
+    """What the largest step holds for a moment beside weights and caches, in bytes.
+
+    That is the last step of a prompt that fills the context, or a decode step of `rows` rows that
+    all fill it. Where attention is not fused (the CPU) it grows with the context: a score for each
+    pair of token and head.
+
+    Raises:
+        ModelLoadError: the model's cache cannot be shared by a batch.
     """
-    text = config.get("text_config", config)
-    hidden = int(text.get("hidden_size") or text.get("d_model") or text.get("n_embd") or 1024)
-    inner = int(text.get("intermediate_size") or text.get("moe_intermediate_size") or 4 * hidden)
-    inner *= int(text.get("num_experts_per_tok") or text.get("num_experts_per_token") or 1)
-    heads = int(text.get("num_attention_heads") or text.get("n_heads") or text.get("n_head") or 0)
-    context = context_length(config)
-    vocabulary = int(text.get("vocab_size") or 0)
-    per_token = 4 * (5 * inner + 6 * hidden)
-    if not fused_attention:
-        per_token += 4 * heads * context + context
-    per_token += _state_space_bytes(text, prefill_step_size)
-    return prefill_step_size * per_token + rows * LOGITS_BYTES * vocabulary
+    step = min(prefill_step_size, context)
+    prefill = Tracer(model, shared_caches(model, 1), CPU)
+    prefill.step(1, step)
+    sizes = [_transient(prefill)]
+    if context > 2 * step:
+        if prefill.can_grow:
+            prefill.grow(context - 2 * step)
+        prefill.peak_bytes = 0
+        prefill.step(1, step)
+        sizes.append(_transient(prefill))
+    decode = Tracer(model, shared_caches(model, rows), CPU)
+    decode.step(rows, 1, logits=True)
+    if decode.can_grow and context > 2:
+        decode.grow(context - 2)
+    decode.peak_bytes = 0
+    decode.step(rows, 1, logits=True)
+    return max(*sizes, _transient(decode))
 
 
-def _state_space_bytes(text: Mapping[str, Any], prefill_step_size: int) -> int:
-    """Bytes for each token of a prefill step in a state-space layer (mamba2, hybrids).
-
-    mlx-lm reads a prompt there in chunks of 256 with several matrices of chunk x chunk for each
-    head. The factors bound what tiny models of 4 to 16 heads took on the CPU (by 1.1 to 1.5).
-    """
-    state = int(
-        text.get("mamba_d_state") or text.get("ssm_state_size") or text.get("state_size") or 0
-    )
-    if not state:
-        return 0
-    heads = int(
-        text.get("mamba_n_heads") or text.get("mamba_num_heads") or text.get("num_heads") or 1
-    )
-    width = int(
-        text.get("mamba_d_head") or text.get("mamba_head_dim") or text.get("head_dim") or 64
-    )
-    return 4 * heads * (6 * min(prefill_step_size, 256) + 8 * state + 16 * width)
+def _transient(tracer: Tracer) -> int:
+    return max(0, tracer.peak_bytes - tracer.cache_bytes)
 
 
 def context_length(config: Mapping[str, Any]) -> int:
@@ -125,8 +134,3 @@ def context_length(config: Mapping[str, Any]) -> int:
         if isinstance(text.get(key), int) and text[key] > 0:
             return int(text[key])
     return 1 << 20
-
-
-def margin_bytes(weight_bytes: int) -> int:
-    """The safety margin, held once in the workspace reservation."""
-    return max(MARGIN_BYTES, int(MARGIN_SHARE * weight_bytes))

@@ -8,8 +8,11 @@ counts is what a cache's own code does with its arrays, of whatever kind the cac
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import attrs
 
 from wiredactors.engine.fusion import compiles, fuse, marked_functions
 from wiredactors.engine.graph import record_graph
@@ -25,6 +28,8 @@ class Tracer:
         cache_bytes: what they hold now, each buffer once.
         constant_bytes: tables that the model makes of itself at its first step, and keeps.
         peak_bytes: the most that a step so far held at once, caches among it.
+        operations: operations of the last step, more where a model works token by token.
+        vocabulary: the width of its answer; 0 before the first step.
     """
 
     def __init__(
@@ -39,11 +44,14 @@ class Tracer:
         self.cache_bytes = 0
         self.constant_bytes = 0
         self.peak_bytes = 0
+        self.operations = 0
+        self.vocabulary = 0
         self._mx = import_mlx()
         self._model = model
         self._device = device
         self._after = after
         self._weights = _flatten(model.parameters())
+        self._fed: dict[int, _Fed] = {}  # by the place among `key_value_parts`
         self._buffers = [
             Buffer(number, array.nbytes) for number, array in enumerate(_arrays_of(caches))
         ]
@@ -55,27 +63,64 @@ class Tracer:
         """
 
         def run(given: Sequence[Any]) -> list[Any]:
-            answer = self._model(given[0], cache=self.caches)
+            with self._watched():
+                answer = self._model(given[0], cache=self.caches)
+            self.vocabulary = int(answer.shape[-1])
             self._after(self.caches)
             return [answer[:, -1]] if logits else []
 
         self._do(run, [self._mx.zeros((rows, tokens), self._mx.int32)])
 
-    def grow(self, keys_and_values: Sequence[Any]) -> None:
-        """As `step`, but the caches alone: each that holds keys and values is given its next ones.
+    @property
+    def can_grow(self) -> bool:
+        """Whether the caches alone can be given more tokens, once a step has shown of what kind."""
+        kinds = ("KVCache", "RotatingKVCache", "QuantizedKVCache")
+        parts = key_value_parts(self.caches)
+        known = all(type(part).__name__.removeprefix("Batch") in kinds for part in parts)
+        return known and set(self._fed) == set(range(len(parts)))
 
-        Args:
-            keys_and_values: a pair of arrays for each of the caches' `key_value_parts`.
+    def grow(self, tokens: int) -> None:
+        """As `step`, but for the caches alone: keys and values of `tokens` more tokens.
+
+        It is for the middle of a long prompt; `can_grow` says whether it may be used.
         """
+        fed = [self._fed[place] for place in range(len(key_value_parts(self.caches)))]
 
         def run(given: Sequence[Any]) -> list[Any]:
-            parts = key_value_parts(self.caches)
-            for part, keys, values in zip(parts, given[::2], given[1::2], strict=True):
+            for part, keys, values in zip(
+                key_value_parts(self.caches), given[::2], given[1::2], strict=True
+            ):
                 part.update_and_fetch(keys, values)
             self._after(self.caches)
             return []
 
-        self._do(run, [array for pair in keys_and_values for array in pair])
+        self._do(run, [array for each in fed for array in each.arrays(self._mx, tokens)])
+
+    def bytes_of(self, part: Any) -> int:
+        """Bytes of the buffers in which the arrays of one cache lie."""
+        mine = {id(array) for array in _arrays_of([part])}
+        places = [
+            buffer
+            for array, buffer in zip(_arrays_of(self.caches), self._buffers, strict=True)
+            if id(array) in mine
+        ]
+        return sum(buffer.size for buffer in set(places))
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Note down which keys and values each cache is given."""
+        parts = key_value_parts(self.caches)
+        for place, part in enumerate(parts):
+            part.update_and_fetch = functools.partial(self._feed, place, part.update_and_fetch)
+        try:
+            yield
+        finally:
+            for part in parts:
+                del part.update_and_fetch
+
+    def _feed(self, place: int, feed: Callable[..., Any], keys: Any, values: Any) -> Any:
+        self._fed[place] = _Fed(keys.shape, keys.dtype, values.shape, values.dtype)
+        return feed(keys, values)
 
     def _do(self, run: Callable[[Sequence[Any]], list[Any]], given: Sequence[Any]) -> None:
         weights = [array for _, array in self._weights]
@@ -108,6 +153,7 @@ class Tracer:
         graph.outputs += tables
         names = graph.inputs[len(given) + len(weights) :]
         held = evaluate(graph, dict(zip(names, self._buffers, strict=True)), self._device)
+        self.operations = len(graph.operations)
         self._settle(held, caches, tables)
 
     def _settle(self, held: Held, caches: Sequence[str], tables: Sequence[str]) -> None:
@@ -124,6 +170,25 @@ class Tracer:
 
         names = (name for name, _ in self._weights)
         self._model.update(tree_unflatten(list(zip(names, arrays, strict=True))))
+
+
+@attrs.frozen
+class _Fed:
+    """What a cache was given of one step: shapes of (rows, heads, tokens, width)."""
+
+    key_shape: tuple[int, ...]
+    key_dtype: Any
+    value_shape: tuple[int, ...]
+    value_dtype: Any
+
+    def arrays(self, mx: Any, tokens: int) -> tuple[Any, Any]:
+        """The same of a step of `tokens` tokens."""
+        rows, heads, _, width = self.key_shape
+        values = (*self.value_shape[:2], tokens, self.value_shape[3])
+        return (
+            mx.zeros((rows, heads, tokens, width), self.key_dtype),
+            mx.zeros(values, self.value_dtype),
+        )
 
 
 def key_value_parts(caches: Sequence[Any]) -> list[Any]:
