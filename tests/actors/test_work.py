@@ -274,6 +274,7 @@ async def test_the_end_of_a_job_does_not_let_the_model_go_while_a_measurement_wa
         nursery.start_soon(occupy, house, ROW, 20.0)
         await wait_all_tasks_blocked()
         nursery.start_soon(model.tune)
+        await wait_all_tasks_blocked()
         async with model.generate("x", 2) as job:
             nursery.start_soon(house.runtime.unload, "model")
             assert len([chunk async for chunk in job]) == 2

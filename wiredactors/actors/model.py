@@ -11,6 +11,7 @@ import trio
 from wiredactors.actors.job import Job
 from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.protocol import Engine, EngineModel
+from wiredactors.actors.residence import Residence
 from wiredactors.actors.work import Work
 from wiredactors.actors.workspace import Workspace
 from wiredactors.memory.errors import ModelNotLoaded, WiredMemoryError
@@ -49,8 +50,7 @@ class Model:
         self._manager = manager
         self._note = note
         self._new_id = new_id
-        self._workspace = workspace
-        self._weights: WiredMemoryTicket | None = None
+        self._residence = Residence(name, policy, manager, workspace)
         self._prefill_step_size: int | None = None
         self._loaded: EngineModel | None = None
         self._work: Work | None = None
@@ -212,11 +212,6 @@ class Model:
             raise ModelNotLoaded(f"model {self.name!r} is being unloaded: it takes no more jobs")
         return self._work
 
-    @property
-    def _weights_ticket(self) -> WiredMemoryTicket:
-        assert self._weights is not None
-        return self._weights
-
     # -- for the runtime
 
     def leave(self, *, cancel_jobs: bool) -> None:
@@ -239,7 +234,8 @@ class Model:
 
         try:
             plan = await engine.plan(source, options)
-            await self._hold_and_serve(engine, plan, serve)
+            async with self._residence.hold(engine, plan, self._tell) as loaded:
+                await self._serve(loaded, plan, serve)
         except trio.Cancelled:
             if served:
                 self._tell(EventKind.MODEL_UNLOADED)
@@ -251,70 +247,38 @@ class Model:
             raise
         else:
             self._tell(EventKind.MODEL_UNLOADED)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._workspace.forget(self.name)
 
-    async def _hold_and_serve(
-        self, engine: Engine, plan: LoadPlan, ready: Callable[[], object]
+    async def _serve(
+        self, loaded: EngineModel, plan: LoadPlan, ready: Callable[[], object]
     ) -> None:
-        """The reservation is admitted before anything is loaded, and holds the load's peak; what
-        only the peak needed is given back when the weights stand.
-        """
-        self._prefill_step_size, margin = plan.options.prefill_step_size, plan.margin_bytes
-        new_workspace = await self._workspace.expect(self.name, plan.workspace_bytes, margin)
-        self._weights = WiredMemoryTicket(
-            size=plan.peak_bytes + new_workspace,
-            policy=self._policy,
-            kind="reservation",
-            manager=self._manager,
-            requires=(self._workspace.ticket,),
-            id=f"weights/{self.name}",
+        """Returns when nobody uses the model any more."""
+        self._loaded, self._prefill_step_size = loaded, plan.options.prefill_step_size
+        self._work = work = Work(
+            self.name,
+            loaded,
+            self._policy,
+            self._manager,
+            self._residence.reservations,
+            self._new_id,
+            self._note,
         )
-        self._tell(EventKind.MODEL_LOADING, size=self._weights.size, source=plan.source)
-        await self._weights.start()
+        self._tell(EventKind.MODEL_READY, size=loaded.weight_bytes)
+        ready()
         try:
-            await self._workspace.grow(self.name, self._weights, plan.peak_bytes, margin)
-            self._loaded = await engine.load(self.name, plan, self._progress)
-            if self._loaded.weight_bytes != self._weights.size:
-                await self._weights.resize(self._loaded.weight_bytes)
-            self._work = Work(
-                self.name,
-                self._loaded,
-                self._policy,
-                self._manager,
-                (self._weights, self._workspace.ticket),
-                self._new_id,
-                self._note,
-            )
-            self._tell(EventKind.MODEL_READY, size=self._loaded.weight_bytes)
-            ready()
             await self._leaving.wait()
         except trio.Cancelled:
             self.leave(cancel_jobs=True)
             raise
         finally:
             with trio.CancelScope(shield=True):
-                await self._let_go()
-
-    async def _let_go(self) -> None:
-        """The weights go when nobody uses them any more, and the reservation after them."""
-        if self._work is not None:
-            await self._work.wait_idle()
-        loaded, self._loaded = self._loaded, None
-        try:
-            if loaded is not None:
-                await loaded.unload()
-        finally:
-            await self._weights_ticket.end()
-
-    def _progress(self, done: int, total: int) -> None:
-        self._tell(EventKind.MODEL_PROGRESS, done_bytes=done, total_bytes=total)
+                await work.wait_idle()
+            self._loaded = None
 
     def _tell(
         self, kind: EventKind, *, size: int | None = None, error: str | None = None, **details: Any
     ) -> None:
-        ticket_id = self._weights.id if self._weights is not None else None
+        weights = self._residence.weights
+        ticket_id = weights.id if weights is not None else None
         self._note(
             kind, model=self.name, ticket_id=ticket_id, size=size, error=error, details=details
         )

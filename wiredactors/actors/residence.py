@@ -1,0 +1,87 @@
+"""The memory of one model: from its reservation's start, through its load, to its end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import trio
+
+from wiredactors.actors.protocol import Engine, EngineModel
+from wiredactors.actors.workspace import Workspace
+from wiredactors.memory.events import EventKind
+from wiredactors.memory.policies import WiredMemoryPolicy
+from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
+from wiredactors.scheduling.requests import LoadPlan
+
+
+class Residence:
+    """Where a model lives. Sizes are bytes.
+
+    Attributes:
+        weights: its reservation; None before it is known what the load will take.
+    """
+
+    def __init__(
+        self, name: str, policy: WiredMemoryPolicy, manager: TicketManager, workspace: Workspace
+    ):
+        self.weights: WiredMemoryTicket | None = None
+        self._name = name
+        self._policy = policy
+        self._manager = manager
+        self._workspace = workspace
+
+    @property
+    def reservations(self) -> tuple[WiredMemoryTicket, ...]:
+        """What all work on the model stands on."""
+        assert self.weights is not None
+        return self.weights, self._workspace.ticket
+
+    @contextlib.asynccontextmanager
+    async def hold(
+        self, engine: Engine, plan: LoadPlan, tell: Callable[..., None]
+    ) -> AsyncIterator[EngineModel]:
+        """Load the model as planned and hold its memory while the body runs; then let it go.
+
+        The reservation is admitted before anything is loaded, and holds the load's peak; what only
+        the peak needed is given back when the weights stand. It ends after they have gone.
+        """
+        margin = plan.margin_bytes
+        try:
+            added = await self._workspace.expect(self._name, plan.workspace_bytes, margin)
+            weights = self.weights = WiredMemoryTicket(
+                size=plan.peak_bytes + added,
+                policy=self._policy,
+                kind="reservation",
+                manager=self._manager,
+                requires=(self._workspace.ticket,),
+                id=f"weights/{self._name}",
+            )
+            tell(EventKind.MODEL_LOADING, size=weights.size, source=plan.source)
+            await weights.start()
+            try:
+                await self._workspace.grow(self._name, weights, plan.peak_bytes, margin)
+                async with self._loaded(engine, plan, tell) as loaded:
+                    if loaded.weight_bytes != weights.size:
+                        await weights.resize(loaded.weight_bytes)
+                    yield loaded
+            finally:
+                with trio.CancelScope(shield=True):
+                    await weights.end()
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._workspace.forget(self._name)
+
+    @contextlib.asynccontextmanager
+    async def _loaded(
+        self, engine: Engine, plan: LoadPlan, tell: Callable[..., None]
+    ) -> AsyncIterator[EngineModel]:
+        def progress(done: int, total: int) -> None:
+            tell(EventKind.MODEL_PROGRESS, done_bytes=done, total_bytes=total)
+
+        loaded = await engine.load(self._name, plan, progress)
+        try:
+            yield loaded
+        finally:
+            with trio.CancelScope(shield=True):
+                await loaded.unload()
