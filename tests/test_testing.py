@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from wiredactors.memory.errors import GenerationError, ModelLoadError
+from wiredactors.memory.measurement import TuneParameters
 from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.units import MIB
 from wiredactors.scheduling.requests import (
@@ -310,6 +311,36 @@ async def test_memory_is_modelled_and_reported(autojump_clock: MockClock) -> Non
         "unload",
         "close",
     ]
+
+
+async def test_a_measurement_has_the_device_to_itself_and_frees_what_it_made(
+    autojump_clock: MockClock,
+) -> None:
+    model = ModelledModel(
+        weight_bytes=100 * MIB, kv_bytes_per_token=MIB, unpredicted_bytes=5, load_seconds=0
+    )
+    heard: list[StepReport] = []
+    engine = ModelledEngine({"m": model})
+    await engine.open(lambda: 42, heard.append)
+    loaded = await engine.load("m", await engine.plan("m", LoadOptions()), ignore)
+    rows, heard[:] = Rows(), []
+    parameters = TuneParameters(
+        token_count=900, prefill_step_size=300, batch_size=2, decode_tokens=1
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loaded.tune, parameters)
+        await trio.sleep(0.1)
+        loaded.submit(rows.request("a", prompt=1, max_tokens=1), rows.take)
+        assert engine.held_bytes == 100 * MIB + 2 * (1112 * MIB + 5)
+        assert engine.charged_bytes == 110 * MIB + (2 * 5 + 1) * 256 * MIB
+    assert [report.what for report in heard] == ["tune"] * 4
+    assert [report.seconds for report in heard] == pytest.approx([0.6, 0.6, 0.6, 0.05])
+    assert heard[0].peak_bytes == 110 * MIB + 2 * (1112 * MIB + 5)
+    assert heard[0].granted_bytes == 42
+    await trio.sleep(1)
+    assert rows.last("a").kv_bytes == 256 * MIB + 5
+    assert engine.held_bytes == 100 * MIB
+    await engine.close()
 
 
 @pytest.mark.parametrize("cancel_at", [0.0, 0.1, 1.0, 3.9])

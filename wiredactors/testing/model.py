@@ -73,7 +73,7 @@ class ModelledModel:
 
     def cache_bytes(self, steps: int) -> int:
         """What a row's cache of so many steps of 256 tokens really takes."""
-        return steps * self.cache_cost.step_bytes + self.unpredicted_bytes
+        return steps * self.cache_cost.step_bytes + self.unpredicted_bytes if steps else 0
 
     def measured_steps(self, parameters: TuneParameters) -> Iterator[float]:
         """How long each step of a measurement takes."""
