@@ -313,7 +313,7 @@ class _Evaluation:
 _IN_PLACE = {
     **ELEMENTWISE,
     FUSED: None,  # any of its inputs
-    **dict.fromkeys(["LayerNorm", "RMSNorm", "RoPE", "Scan", "SliceUpdate", "Softmax"], 1),
+    **dict.fromkeys(["LayerNorm", "RMSNorm", "RoPE", "SliceUpdate", "Softmax"], 1),
 }
 
 #: What an operation wants of how its inputs lie.
@@ -324,4 +324,5 @@ _NEEDS = {
     "GatherMM": "is_matrix",
     "QuantizedMatmul": "is_row_contiguous",
     "GatherQMM": "is_row_contiguous",
+    "Scan": "is_row_contiguous",
 }
