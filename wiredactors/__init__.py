@@ -10,6 +10,7 @@ from wiredactors.actors.model import Model
 from wiredactors.actors.opening import open_manager
 from wiredactors.actors.outcome import Outcome
 from wiredactors.actors.runtime import Runtime, open_runtime
+from wiredactors.actors.tuning import tune
 from wiredactors.engine.guard import GuardError
 from wiredactors.engine.imports import MLXNotInstalled
 from wiredactors.memory.configuration import WiredMemoryConfiguration
@@ -37,6 +38,7 @@ from wiredactors.memory.events import (
     TicketSnapshot,
     WiredMemoryEvent,
 )
+from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.outside import MemoryReading
 from wiredactors.memory.policies import (
     WiredBudgetPolicy,
@@ -87,6 +89,7 @@ __all__ = [
     "TicketSnapshot",
     "TicketTooLarge",
     "TicketWithdrawn",
+    "TuneParameters",
     "WiredBudgetPolicy",
     "WiredFixedPolicy",
     "WiredMaxPolicy",
@@ -94,6 +97,7 @@ __all__ = [
     "WiredMemoryError",
     "WiredMemoryEvent",
     "WiredMemoryManager",
+    "WiredMemoryMeasurement",
     "WiredMemoryPolicy",
     "WiredMemoryTicket",
     "WiredSumPolicy",
@@ -101,4 +105,5 @@ __all__ = [
     "open_manager",
     "open_runtime",
     "replay",
+    "tune",
 ]

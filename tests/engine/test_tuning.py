@@ -15,6 +15,7 @@ import pytest
 import structlog
 import trio
 
+import wiredactors as wa
 from tests.engine import tiny
 from tests.engine.conftest import open_recorded
 from wiredactors.engine import knowledge, mlx_engine, tuning
@@ -519,6 +520,47 @@ async def test_a_correction_that_makes_no_sense_is_reported_and_begun_anew(
             model = await recorded.runtime.load(tiny_model("llama"), name="chat")
             assert model._loaded.correction.factor == 1
     assert [log["event"] for log in logs] == ["measurement_unreadable"]
+
+
+# -- the public function
+
+
+async def test_tune_takes_a_model_of_the_runtime(bounded, tiny_model):
+    async with open_recorded() as recorded:
+        model = await recorded.runtime.load(tiny_model("llama"), name="chat")
+        measured = await wa.tune(model, 130, prefill_step_size=64)
+        assert measured == await model.tune(130, prefill_step_size=64)
+        assert (await wa.tune(model, 130, prefill_step_size=None)).prefill_step_size == 64
+        assert (await wa.tune(model, 130)).prefill_step_size == 512
+        assert not (await wa.tune(model, 130, prefill_step_size=64, remeasure=True)).stored
+        messages = [{"role": "user", "content": tiny.prompt_of(300)}]
+        told = await wa.tune(model, user_input=messages, decode_tokens=1)
+        assert told.token_count == len(model._ready.loaded.encode(messages)) > 300
+        assert told.decode_tokens == 1
+        image = [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]
+        with pytest.raises(wa.WiredMemoryError, match=r"mlx_vlm|mlx-vlm"):
+            await wa.tune(model, user_input=image)
+
+
+async def test_tune_takes_mlx_lms_pair_and_keeps_nothing(load, cache_folder):
+    pair = load("llama")
+    measured = await wa.tune(pair, 130, prefill_step_size=64, batch_size=2)
+    parameters = TuneParameters(token_count=130, prefill_step_size=64, batch_size=2)
+    assert measured.kv_bytes == run_prefill(*pair, parameters).kv_bytes
+    assert (await wa.tune(pair, 30, prefill_step_size=None)).prefill_step_size == 512
+    assert (await wa.tune(pair, user_input=tiny.prompt_of(50))).token_count == 50
+    assert not cache_folder.exists()
+
+
+@pytest.mark.parametrize("model", [None, "a/model", 7, (), ("a", "b"), [print]])
+async def test_tune_says_what_it_takes(model):
+    with pytest.raises(TypeError, match=r"takes a Model of the runtime, or the pair that mlx_lm"):
+        await wa.tune(model)
+
+
+async def test_tune_checks_numbers_first(load):
+    with pytest.raises(ValueError, match="token_count"):
+        await wa.tune(load("llama"), 0)
 
 
 # -- a real one

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +97,47 @@ def import_mlx_lm(name: str) -> ModuleType:
             raise MLXNotInstalled(
                 f"pip install 'mlx-lm{SUPPORTED_MLX_LM}'", name="mlx_lm"
             ) from error
+
+
+class MLXVLMNotInstalled(WiredMemoryError, ImportError):
+    """mlx-vlm, which images and videos need, is not installed: install the extra.
+
+    Attributes:
+        reason: what the import itself said.
+    """
+
+    def __init__(self, reason: str):
+        self.reason = reason
+        super().__init__(
+            f"images and videos need mlx-vlm, which cannot be imported ({reason}): "
+            "pip install 'wiredactors[vlm]'",
+            name="mlx_vlm",
+        )
+
+
+def import_mlx_vlm(name: str) -> ModuleType:
+    """Import the module `mlx_vlm.<name>`, leaving the process's environment alone.
+
+    mlx-vlm 0.7.10 sets two variables that silence transformers when it is imported
+    (`mlx_vlm/__init__.py`); children of the process would inherit them.
+
+    Args:
+        name: without the package, for instance "utils".
+
+    Raises:
+        MLXNotInstalled: mlx is missing.
+        MLXVLMNotInstalled: mlx-vlm is missing, or something that it needs.
+    """
+    import_mlx()
+    before = dict(os.environ)
+    try:
+        return importlib.import_module(f"mlx_vlm.{name}")
+    except ImportError as error:
+        raise MLXVLMNotInstalled(str(error)) from error
+    finally:
+        for variable in set(os.environ) - set(before):
+            if variable.startswith("TRANSFORMERS_"):
+                del os.environ[variable]
 
 
 def is_mlx_lm(name: object) -> bool:

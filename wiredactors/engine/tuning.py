@@ -74,8 +74,8 @@ def run_prefill(
     else:
         prompt = encode_prompt(tokenizer, user_input)
         parameters = attrs.evolve(parameters, token_count=len(prompt))
-    make_cache = _cache_maker(model, parameters)
-    with open_probe() as probe:
+    make_cache = cache_maker(model, parameters, import_mlx_lm("models.cache"))
+    with open_probe(import_mlx_lm("generate").generation_stream) as probe:
         return _run_prefill(model, prompt, parameters, make_cache, probe, check)
 
 
@@ -174,14 +174,19 @@ def settle_cache(cache: list[Any], parameters: TuneParameters, *others: Any) -> 
     import_mlx().eval(*others, [part.state for part in cache])
 
 
-def _cache_maker(model: Any, parameters: TuneParameters) -> Callable[[], list[Any]]:
-    """Makes the model's cache; checks first that the parameters go with it."""
+def cache_maker(
+    model: Any, parameters: TuneParameters, models_cache: Any
+) -> Callable[[], list[Any]]:
+    """Makes the model's cache by mlx-lm's or mlx-vlm's `models.cache`.
+
+    Raises:
+        ValueError: `kv_bits` or `max_kv_size` does not go with it.
+    """
     if parameters.max_kv_size is not None and hasattr(model, "make_cache"):
         raise ValueError(
             f"max_kv_size={parameters.max_kv_size} would have no effect: {type(model).__module__} "
             "makes its own cache. Leave it out"
         )
-    models_cache = import_mlx_lm("models.cache")
 
     def make() -> list[Any]:
         cache: list[Any] = models_cache.make_prompt_cache(model, parameters.max_kv_size)
@@ -217,9 +222,10 @@ def derive_cost(cache: list[Any], parameters: TuneParameters, words: int) -> Cac
     fixed = step = 0
     windows: dict[int, list[int]] = {}
     for part in (part for each in cache for part in parts(each)):
-        arrays = arrays_of(part)
-        size = -(-int(mx.get_array_buffer_size(arrays)) // rows) if arrays else 0
         keys = getattr(part, "keys", None)
+        # Not the state of keys and values: mlx-vlm's is cut to the tokens.
+        arrays = arrays_of(part) if keys is None else [keys, part.values]
+        size = -(-int(mx.get_array_buffer_size(arrays)) // rows) if arrays else 0
         if keys is None:
             fixed += size
             continue
@@ -301,10 +307,9 @@ class Probe:
 
 
 @contextlib.contextmanager
-def open_probe() -> Iterator[Probe]:
-    """Measure in a quiet process: nothing under way, and MLX's pool off."""
+def open_probe(stream: Any) -> Iterator[Probe]:
+    """Measure on a stream in a quiet process: nothing under way, and MLX's pool off."""
     mx = import_mlx()
-    stream = import_mlx_lm("generate").generation_stream
     mx.synchronize(stream)  # a batch runs a step ahead
     mx.synchronize()
     pool_bytes = mx.set_cache_limit(0)
