@@ -247,6 +247,9 @@ class Model:
             raise
         else:
             self._tell(EventKind.MODEL_UNLOADED)
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._residence.leave()
 
     async def _serve(
         self, loaded: EngineModel, plan: LoadPlan, ready: Callable[[], object]

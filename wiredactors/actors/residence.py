@@ -47,30 +47,30 @@ class Residence:
         the peak needed is given back when the weights stand. It ends after they have gone.
         """
         margin = plan.margin_bytes
+        added = await self._workspace.expect(self._name, plan.workspace_bytes, margin)
+        weights = self.weights = WiredMemoryTicket(
+            size=plan.peak_bytes + added,
+            policy=self._policy,
+            kind="reservation",
+            manager=self._manager,
+            requires=(self._workspace.ticket,),
+            id=f"weights/{self._name}",
+        )
+        tell(EventKind.MODEL_LOADING, size=weights.size, source=plan.source)
+        await weights.start()
         try:
-            added = await self._workspace.expect(self._name, plan.workspace_bytes, margin)
-            weights = self.weights = WiredMemoryTicket(
-                size=plan.peak_bytes + added,
-                policy=self._policy,
-                kind="reservation",
-                manager=self._manager,
-                requires=(self._workspace.ticket,),
-                id=f"weights/{self._name}",
-            )
-            tell(EventKind.MODEL_LOADING, size=weights.size, source=plan.source)
-            await weights.start()
-            try:
-                await self._workspace.grow(self._name, weights, plan.peak_bytes, margin)
-                async with self._loaded(engine, plan, tell) as loaded:
-                    if loaded.weight_bytes != weights.size:
-                        await weights.resize(loaded.weight_bytes)
-                    yield loaded
-            finally:
-                with trio.CancelScope(shield=True):
-                    await weights.end()
+            await self._workspace.grow(self._name, weights, plan.peak_bytes, margin)
+            async with self._loaded(engine, plan, tell) as loaded:
+                if loaded.weight_bytes != weights.size:
+                    await weights.resize(loaded.weight_bytes)
+                yield loaded
         finally:
             with trio.CancelScope(shield=True):
-                await self._workspace.forget(self._name)
+                await weights.end()
+
+    async def leave(self) -> None:
+        """Give up its part of the workspace, when it is no longer held, or never was."""
+        await self._workspace.forget(self._name)
 
     @contextlib.asynccontextmanager
     async def _loaded(
