@@ -240,6 +240,8 @@ class _Evaluation:
         shape = self._graph.arrays[output].shape
         if operation.primitive in ELEMENTWISE or operation.primitive == FUSED:
             return elementwise([self._layout[name] for name in operation.inputs], shape)
+        if operation.primitive in _COPYING:
+            return elementwise([self._layout[operation.inputs[0]]], shape)
         return row_contiguous(shape)
 
     def _viewed(
@@ -281,6 +283,8 @@ class _Evaluation:
 
     def _copies(self, operation: Operation) -> list[int]:
         """Copies of inputs that do not lie as the operation needs them."""
+        if operation.primitive == "Convolution":
+            return [self._new(size) for size in self._unfolded(operation)]
         need = _NEEDS.get(operation.primitive)
         if need is None:
             return []
@@ -289,6 +293,23 @@ class _Evaluation:
             for name in operation.inputs
             if not getattr(self._layout[name], need)
         ]
+
+    def _unfolded(self, operation: Operation) -> list[int]:
+        """What a convolution on the CPU makes of its input, to multiply matrices (`conv.cpp`).
+
+        All in four bytes: the input padded, its windows side by side, and the weights of groups.
+        """
+        inputs, weights = (self._graph.arrays[name] for name in operation.inputs)
+        output = self._graph.arrays[operation.outputs[0]]
+        _, before, after, *_, groups, _ = operation.arguments
+        rows, *extents, channels = inputs.shape
+        padded = rows * channels
+        for extent, low, high in zip(extents, before, after, strict=True):
+            padded *= extent + low + high
+        windows = output.size // output.shape[-1] * channels
+        for extent in weights.shape[1:-1]:
+            windows *= extent
+        return [4 * padded, 4 * windows, 4 * weights.size * (groups > 1)]
 
     # -- work under way
 
@@ -309,11 +330,15 @@ class _Evaluation:
         self._active -= 1
 
 
+#: Operations that work in a copy of their first input, which lies as that does.
+_COPYING = ("SliceUpdate", "Softmax", "Sort")
+
 #: Operations whose result may take over the buffer of one of its first inputs, and how many.
 _IN_PLACE = {
     **ELEMENTWISE,
     FUSED: None,  # any of its inputs
-    **dict.fromkeys(["LayerNorm", "RMSNorm", "RoPE", "SliceUpdate", "Softmax"], 1),
+    **dict.fromkeys(_COPYING, 1),
+    **dict.fromkeys(["LayerNorm", "RMSNorm", "RoPE"], 1),
 }
 
 #: What an operation wants of how its inputs lie.
