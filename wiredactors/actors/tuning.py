@@ -61,7 +61,7 @@ async def tune(
     if isinstance(model, Model):
         if user_input is not None:
             refuse_media(user_input)
-            token_count = len(model._ready.loaded.encode(user_input))
+            token_count = model.count_tokens(user_input)
         return await model.tune(
             token_count,
             prefill_step_size=prefill_step_size,

@@ -7,7 +7,7 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from wiredactors.cli import demo, doctor, run
+from wiredactors.cli import demo, doctor, run, tune
 from wiredactors.memory.errors import WiredMemoryError
 
 
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_to(commands)
     doctor.add_to(commands)
     run.add_to(commands)
+    tune.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         status: int = options.execute(options)
