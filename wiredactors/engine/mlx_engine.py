@@ -24,19 +24,17 @@ from wiredactors.engine.loading import (
     plan_load,
 )
 from wiredactors.engine.meter import Meter
-from wiredactors.engine.prompts import encode_prompt
+from wiredactors.engine.mlx_model import MlxModel
 from wiredactors.engine.sizing import measure_cache
 from wiredactors.engine.store import MeasurementStore
 from wiredactors.engine.tuning import run_prefill
-from wiredactors.memory.cache_cost import CacheCost, bucket_tokens
-from wiredactors.memory.correction import Correction
+from wiredactors.memory.cache_cost import bucket_tokens
 from wiredactors.memory.errors import GenerationError
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.units import MIB
 from wiredactors.scheduling.requests import (
     LoadOptions,
     LoadPlan,
-    Prompt,
     RowOutput,
     RowRequest,
     StepReport,
@@ -151,8 +149,7 @@ class MlxEngine:
                 functools.partial(self._load, name, plan, advance), abort=abort
             )
         except BaseException:  # it failed, or was cancelled when it had already succeeded
-            with trio.CancelScope(shield=True):
-                await self.device.run(functools.partial(self._unload, name))
+            await self.unload(name)
             raise
 
     def _load(self, name: str, plan: LoadPlan, advance: Callable[[int, int], None]) -> MlxModel:
@@ -163,8 +160,19 @@ class MlxEngine:
             weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
             self._mx.clear_cache()
         self._models[name] = loaded
-        correction = self._knowledge.remember(name, plan)
-        return MlxModel(self, name, loaded, cost, weights, correction)
+        return MlxModel(
+            self,
+            name,
+            tokenizer=loaded.tokenizer,
+            context_length=loaded.context_length,
+            cache_cost=cost,
+            weight_bytes=weights,
+            correction=self._knowledge.remember(name, plan),
+        )
+
+    async def unload(self, name: str) -> None:
+        with trio.CancelScope(shield=True):
+            await self.device.run(functools.partial(self._unload, name))
 
     def _unload(self, name: str) -> None:
         for key in [key for key in self._batches if key[0] == name]:
@@ -300,49 +308,3 @@ class TuneAborted(Exception):
 class _Work:
     def __init__(self) -> None:
         self.outputs: list[RowOutput] = []
-
-
-class MlxModel:
-    """A loaded model, as the trio side sees it: numbers, a tokenizer, and the way to the engine."""
-
-    def __init__(
-        self,
-        engine: MlxEngine,
-        name: str,
-        loaded: LoadedModel,
-        cost: CacheCost,
-        weight_bytes: int,
-        correction: Correction,
-    ):
-        self._engine = engine
-        self._name = name
-        self._tokenizer = loaded.tokenizer
-        self.context_length = loaded.context_length
-        self.cache_cost = cost
-        self.weight_bytes = weight_bytes
-        self.correction = correction
-
-    def encode(self, prompt: Prompt) -> list[int]:
-        return encode_prompt(self._tokenizer, prompt)
-
-    def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
-        self._engine.submit(self._name, request, deliver)
-
-    async def remove(self, row_id: str) -> int:
-        return await self._engine.remove(self._name, row_id)
-
-    async def tune(
-        self, parameters: TuneParameters, *, remeasure: bool = False
-    ) -> WiredMemoryMeasurement:
-        """Measure by running a prefill, or answer with what was measured earlier.
-
-        No other model steps meanwhile. Cancelled, it ends before the next step of the prefill.
-
-        Raises:
-            TuneError, ValueError: as `run_prefill`.
-        """
-        return await self._engine.tune(self._name, parameters, remeasure=remeasure)
-
-    async def unload(self) -> None:
-        with trio.CancelScope(shield=True):
-            await self._engine.device.run(functools.partial(self._engine._unload, self._name))

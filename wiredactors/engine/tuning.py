@@ -23,7 +23,7 @@ from wiredactors.engine.imports import import_mlx, import_mlx_lm
 from wiredactors.engine.prompts import encode_prompt
 from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache
 from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost
-from wiredactors.memory.errors import ModelLoadError, WiredMemoryError
+from wiredactors.memory.errors import WiredMemoryError
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.scheduling.requests import Prompt
 
@@ -54,9 +54,12 @@ def run_prefill(
     With `decode_tokens` so many single-token steps of all rows follow, and workspace and peak are
     those of the decode steps alone: what a job needs once its prompt has been read.
 
+    Weights and cache are exact. On the CPU, MLX lets go of temporaries when its own thread comes to
+    it, so there workspace and peak differ by some percent from run to run.
+
     The cost of other rows is that of a shared cache, as jobs of the runtime have it. With `kv_bits`
-    or `max_kv_size`, or where the model's cache cannot be shared, it is derived from the cache that
-    was measured: bytes a token where keys and values are kept, and whatever else it holds as fixed.
+    or `max_kv_size`, or where `measure_cache` cannot tell, it is derived from the cache that was
+    measured: bytes a token where keys and values are kept, and whatever else it holds as fixed.
 
     Args:
         model, tokenizer: loaded by mlx-lm.
@@ -108,7 +111,8 @@ def _run_prefill(
     del cache
     cost = None
     if parameters.kv_bits is None and parameters.max_kv_size is None:
-        with contextlib.suppress(ModelLoadError):  # its cache cannot be shared
+        # Its cache cannot be shared, or its step cannot be thought through.
+        with contextlib.suppress(Exception):
             cost = measure_cache(model, parameters.prefill_step_size)
     probe.begin()
     cache = make_cache()
