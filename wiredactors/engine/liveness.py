@@ -252,6 +252,8 @@ class _Evaluation:
             return None
         source = operation.inputs[number if operation.primitive == "Depends" else 0]
         array = self._graph.arrays[output]
+        if not array.size:
+            return None  # MLX gives nothing a buffer of its own
         layout = view(operation.primitive, self._layout[source], array.shape, operation.arguments)
         if layout is None or (
             operation.primitive == "AsStrided"

@@ -106,25 +106,27 @@ def step_workspace(model: Any, *, prefill_step_size: int, rows: int, context: in
     """
     step = min(prefill_step_size, context)
     prefill = Tracer(model, shared_caches(model, 1), CPU)
-    prefill.step(1, step)
-    sizes = [_transient(prefill)]
-    if context > 2 * step:
-        if prefill.can_grow:
-            prefill.grow(context - 2 * step)
-        prefill.peak_bytes = 0
-        prefill.step(1, step)
-        sizes.append(_transient(prefill))
     decode = Tracer(model, shared_caches(model, rows), CPU)
-    decode.step(rows, 1, logits=True)
-    if decode.can_grow and context > 2:
-        decode.grow(context - 2)
-    decode.peak_bytes = 0
-    decode.step(rows, 1, logits=True)
-    return max(*sizes, _transient(decode))
+    return max(
+        workspace_at(prefill, rows=1, tokens=step, context=context),
+        workspace_at(decode, rows=rows, tokens=1, context=context, logits=True),
+    )
 
 
-def _transient(tracer: Tracer) -> int:
-    return max(0, tracer.peak_bytes - tracer.cache_bytes)
+def workspace_at(
+    tracer: Tracer, *, rows: int, tokens: int, context: int, logits: bool = False
+) -> int:
+    """What a new tracer's step holds beside its caches, first of all and at the context's end.
+
+    Bytes of the larger one of two steps of `tokens` tokens for each row.
+    """
+    tracer.step(rows, tokens, logits=logits)
+    if context > 2 * tokens:
+        if tracer.can_grow:
+            tracer.grow(context - 2 * tokens)
+            tracer.steps.pop()  # caches alone: no step of the model's
+        tracer.step(rows, tokens, logits=logits)
+    return tracer.workspace_bytes
 
 
 def context_length(config: Mapping[str, Any]) -> int:
@@ -134,3 +136,16 @@ def context_length(config: Mapping[str, Any]) -> int:
         if isinstance(text.get(key), int) and text[key] > 0:
             return int(text[key])
     return 1 << 20
+
+
+def rough_workspace(config: Mapping[str, Any], tokens: int, context: int) -> int:
+    """A guess, in bytes, of what a step of so many tokens takes, for a model that cannot be traced.
+
+    A few activations of four bytes for each token, and its scores against the whole context.
+    """
+    text = config.get("text_config", config)
+    hidden = int(text.get("hidden_size") or text.get("d_model") or text.get("n_embd") or 1024)
+    inner = int(text.get("intermediate_size") or text.get("moe_intermediate_size") or 4 * hidden)
+    inner *= int(text.get("num_experts_per_tok") or text.get("num_experts_per_token") or 1)
+    heads = int(text.get("num_attention_heads") or text.get("n_heads") or text.get("n_head") or 0)
+    return tokens * 4 * (5 * inner + 6 * hidden + 2 * heads * context)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 
@@ -20,6 +20,13 @@ from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.liveness import Buffer, Device, Held, evaluate
 
 
+class Step(NamedTuple):
+    """Bytes of one step: the most that it held at once, and the caches that it left."""
+
+    peak_bytes: int
+    left_bytes: int
+
+
 class Tracer:
     """Runs a model without running it, from empty caches on. Sizes are bytes.
 
@@ -27,9 +34,10 @@ class Tracer:
         caches: one for each layer; their arrays have shapes and no numbers.
         cache_bytes: what they hold now, each buffer once.
         constant_bytes: tables that the model makes of itself at its first step, and keeps.
-        peak_bytes: the most that a step so far held at once, caches among it.
+        steps: of each step the most that it held at once, caches among it, and what it left.
         operations: operations of the last step, more where a model works token by token.
         vocabulary: the width of its answer; 0 before the first step.
+        fed: what each cache of keys and values was given last, by its place among them.
     """
 
     def __init__(
@@ -43,7 +51,7 @@ class Tracer:
         self.caches = caches
         self.cache_bytes = 0
         self.constant_bytes = 0
-        self.peak_bytes = 0
+        self.steps: list[Step] = []
         self.operations = 0
         self.vocabulary = 0
         self._mx = import_mlx()
@@ -51,7 +59,7 @@ class Tracer:
         self._device = device
         self._after = after
         self._weights = _flatten(model.parameters())
-        self._fed: dict[int, _Fed] = {}  # by the place among `key_value_parts`
+        self.fed: dict[int, Fed] = {}
         self._buffers = [
             Buffer(number, array.nbytes) for number, array in enumerate(_arrays_of(caches))
         ]
@@ -59,7 +67,7 @@ class Tracer:
     def step(self, rows: int, tokens: int, *, logits: bool = False) -> None:
         """Think through a step of `tokens` more tokens for each of `rows` rows.
 
-        `logits`: whether the last token's are wanted too, as in decoding.
+        `logits`: whether the next token is wanted too, as in decoding.
         """
 
         def run(given: Sequence[Any]) -> list[Any]:
@@ -67,7 +75,7 @@ class Tracer:
                 answer = self._model(given[0], cache=self.caches)
             self.vocabulary = int(answer.shape[-1])
             self._after(self.caches)
-            return [answer[:, -1]] if logits else []
+            return [self._mx.argmax(answer[:, -1], axis=-1)] if logits else []
 
         self._do(run, [self._mx.zeros((rows, tokens), self._mx.int32)])
 
@@ -77,14 +85,14 @@ class Tracer:
         kinds = ("KVCache", "RotatingKVCache", "QuantizedKVCache")
         parts = key_value_parts(self.caches)
         known = all(type(part).__name__.removeprefix("Batch") in kinds for part in parts)
-        return known and set(self._fed) == set(range(len(parts)))
+        return known and set(self.fed) == set(range(len(parts)))
 
     def grow(self, tokens: int) -> None:
         """As `step`, but for the caches alone: keys and values of `tokens` more tokens.
 
         It is for the middle of a long prompt; `can_grow` says whether it may be used.
         """
-        fed = [self._fed[place] for place in range(len(key_value_parts(self.caches)))]
+        fed = [self.fed[place] for place in range(len(key_value_parts(self.caches)))]
 
         def run(given: Sequence[Any]) -> list[Any]:
             for part, keys, values in zip(
@@ -106,6 +114,11 @@ class Tracer:
         ]
         return sum(buffer.size for buffer in set(places))
 
+    @property
+    def workspace_bytes(self) -> int:
+        """The most that a step held beyond the caches that it left, or beyond those of now."""
+        return max(step.peak_bytes - min(step.left_bytes, self.cache_bytes) for step in self.steps)
+
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
         """Note down which keys and values each cache is given."""
@@ -119,7 +132,7 @@ class Tracer:
                 del part.update_and_fetch
 
     def _feed(self, place: int, feed: Callable[..., Any], keys: Any, values: Any) -> Any:
-        self._fed[place] = _Fed(keys.shape, keys.dtype, values.shape, values.dtype)
+        self.fed[place] = Fed(keys.shape, keys.dtype, values.shape, values.dtype)
         return feed(keys, values)
 
     def _do(self, run: Callable[[Sequence[Any]], list[Any]], given: Sequence[Any]) -> None:
@@ -158,10 +171,10 @@ class Tracer:
 
     def _settle(self, held: Held, caches: Sequence[str], tables: Sequence[str]) -> None:
         """The step has been evaluated."""
-        self.peak_bytes = max(self.peak_bytes, held.peak_bytes)
         self.constant_bytes = held.bytes_of(tables)
         self._buffers = [held.kept[name] for name in caches]
         self.cache_bytes = held.bytes_of(caches)
+        self.steps.append(Step(held.peak_bytes - self.constant_bytes, self.cache_bytes))
         zeros = (self._mx.zeros(array.shape, array.dtype) for array in _arrays_of(self.caches))
         _replace(self.caches, zeros)
 
@@ -173,7 +186,7 @@ class Tracer:
 
 
 @attrs.frozen
-class _Fed:
+class Fed:
     """What a cache was given of one step: shapes of (rows, heads, tokens, width)."""
 
     key_shape: tuple[int, ...]

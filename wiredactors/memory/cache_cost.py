@@ -83,3 +83,12 @@ class CacheCost:
             size += tokens * window.token_bytes
             copy = max(copy, tokens * window.copy_bytes)
         return size + copy
+
+    def __add__(self, other: CacheCost) -> CacheCost:
+        """The cost of a row in two models at once, as with a draft model."""
+        return CacheCost(
+            fixed_bytes=self.fixed_bytes + other.fixed_bytes,
+            step_bytes=self.step_bytes + other.step_bytes,
+            copy_bytes=max(self.copy_bytes, other.copy_bytes),
+            windows=self.windows + other.windows,
+        )
