@@ -1,0 +1,214 @@
+"""A prefill thought through as `tuning` runs it, chunk by chunk, whatever the caches are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import attrs
+
+from wiredactors.engine.blueprint import Blueprint
+from wiredactors.engine.imports import import_mlx_lm
+from wiredactors.engine.liveness import CPU
+from wiredactors.engine.sizing import cache_cost, measure_cache, rough_workspace, workspace_at
+from wiredactors.engine.tracing import Tracer, key_value_parts
+from wiredactors.engine.tuning import cache_maker
+from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, grown_tokens
+from wiredactors.memory.errors import ModelLoadError
+from wiredactors.memory.measurement import TuneParameters
+
+#: Of a long prompt the first chunk and so many at the end are thought through whole.
+_WHOLE_CHUNKS = 2
+
+#: MLX's words where a model's code wants to see what has not been evaluated.
+_ASKS_FOR_NUMBERS = "Attempting to eval an array"
+
+#: Where a model works token by token, a prompt of more operations is not thought through whole
+#: (about three seconds), ...
+_MOST_OPERATIONS = 60_000
+#: ... but so many tokens of it, and sizes go on in a straight line from there.
+_SHORT = (16, 32)
+
+
+@attrs.frozen(kw_only=True)
+class Found:
+    """Bytes of a prefill: the caches at its end, the largest step, the worst moment."""
+
+    kv_bytes: int
+    workspace_bytes: int
+    peak_bytes: int
+    approximate: str | None = None
+
+
+class Rehearsal:
+    """A model's prefill with these parameters, which only `run` thinks through.
+
+    Raises:
+        ValueError: the model's cache does not go with `kv_bits` or `max_kv_size`.
+    """
+
+    def __init__(self, blueprint: Blueprint, parameters: TuneParameters):
+        self._blueprint = blueprint
+        self._model = blueprint.model
+        self._parameters = parameters
+        self._make_cache = cache_maker(self._model, parameters, import_mlx_lm("models.cache"))
+        self._tracer = self._new_tracer()
+        self._step_tokens = parameters.prefill_step_size  # of a step that is thought through
+
+    def run(self) -> Found:
+        parameters = self._parameters
+        whole, rest = divmod(parameters.token_count, parameters.prefill_step_size)
+        chunks = [parameters.prefill_step_size] * whole + [rest] * (rest > 0)
+        try:
+            if self._operations(chunks) > _MOST_OPERATIONS:
+                self._step_tokens = _SHORT[-1]
+                return self._extrapolated(chunks)
+            return self._thought_through(chunks)
+        except Exception as error:
+            return self._roughly(chunks, error)
+
+    def row_cost(self) -> CacheCost:
+        """What any other row takes; after `run`."""
+        parameters = self._parameters
+        caches = self._tracer.caches
+        if len(key_value_parts(caches)) < len(caches) and parameters.kv_bits is None:
+            # A state may be larger after a longer step than the prompt's last one.
+            return measure_cache(self._model, self._step_tokens)
+        return cache_cost(
+            self._tracer,
+            rows=parameters.batch_size,
+            prefill_step_size=parameters.prefill_step_size,
+        )
+
+    def _new_tracer(self) -> Tracer:
+        return Tracer(self._model, self._make_cache(), CPU, self._quantize)
+
+    def _quantize(self, caches: list[Any]) -> None:
+        import_mlx_lm("generate").maybe_quantize_kv_cache(
+            caches,
+            quantized_kv_start=0,
+            kv_group_size=self._parameters.kv_group_size,
+            kv_bits=self._parameters.kv_bits,
+        )
+
+    def _thought_through(self, chunks: list[int]) -> Found:
+        tracer, rows = self._tracer, self._parameters.batch_size
+        tracer.step(rows, chunks[0])
+        rest = chunks[1:]
+        if len(rest) > _WHOLE_CHUNKS and tracer.can_grow:
+            # The chunks between change nothing but the length, and later ones take more.
+            for chunk in rest[:-_WHOLE_CHUNKS]:
+                tracer.grow(chunk)
+                tracer.steps.pop()
+            rest = rest[-_WHOLE_CHUNKS:]
+        for chunk in rest:
+            tracer.step(rows, chunk)
+        if self._parameters.decode_tokens:
+            self._decode(tracer)
+        return _found(tracer)
+
+    def _decode(self, tracer: Tracer) -> None:
+        """Then single tokens: those count alone for the workspace."""
+        tracer.steps.clear()
+        parameters = self._parameters
+        room = grown_tokens(parameters.token_count, 0, parameters.prefill_step_size)
+        for done in range(parameters.decode_tokens):
+            full = (parameters.token_count + done - room) % STEP_TOKENS == 0
+            if tracer.can_grow and 0 < done < parameters.decode_tokens - 1 and not full:
+                tracer.grow(1)
+                tracer.steps.pop()
+            else:
+                tracer.step(parameters.batch_size, 1, logits=True)
+
+    def _operations(self, chunks: list[int]) -> int:
+        """Operations of the whole prompt, if there are more of them the more tokens there are."""
+        if len(key_value_parts(self._tracer.caches)) == len(self._tracer.caches):
+            return 0  # attention alone is one graph, however long the prompt
+        counts = []
+        for tokens in _SHORT:
+            tracer = self._new_tracer()
+            tracer.step(1, tokens)
+            counts.append(tracer.operations)
+        each_token = (counts[1] - counts[0]) // (_SHORT[1] - _SHORT[0])
+        return each_token * sum(chunks)
+
+    def _extrapolated(self, chunks: list[int]) -> Found:
+        """From steps of few tokens: each more token takes as much as the one before."""
+        parameters, rows = self._parameters, self._parameters.batch_size
+        states, workspaces = [], []
+        for tokens in _SHORT:
+            tracer = self._new_tracer()
+            tracer.step(rows, tokens)
+            keys = sum(tracer.bytes_of(part) for part in key_value_parts(tracer.caches))
+            states.append(tracer.cache_bytes - keys)
+            tracer = self._new_tracer()
+            workspaces.append(
+                workspace_at(tracer, rows=rows, tokens=tokens, context=parameters.token_count)
+            )
+        self._tracer = tracer
+        alone = self._new_tracer()
+        alone.fed = tracer.fed
+        for chunk in chunks:
+            alone.grow(chunk)
+        kv_bytes = alone.cache_bytes + _at(chunks[-1], states)
+        # A state may keep its whole step's activations alive, so that of the largest step counts.
+        peak = alone.cache_bytes + _at(chunks[0], states) + _at(chunks[0], workspaces)
+        return Found(
+            kv_bytes=kv_bytes,
+            workspace_bytes=peak - kv_bytes,
+            peak_bytes=peak,
+            approximate=f"it works token by token: its states and its workspace are extrapolated "
+            f"from steps of {_SHORT[0]} to {_SHORT[-1]} tokens",
+        )
+
+    def _roughly(self, chunks: list[int], error: Exception) -> Found:
+        """Where the model's own code asks for numbers that are not there.
+
+        It has mostly shown by then what its first layer keeps, and the others are taken to be
+        alike.
+
+        Raises:
+            ValueError: it is the quantized cache that the model cannot use.
+            ModelLoadError: nothing is known of its caches.
+        """
+        parameters = self._parameters
+        if parameters.kv_bits is not None and _ASKS_FOR_NUMBERS not in str(error):
+            raise ValueError(
+                f"kv_bits={parameters.kv_bits}: this model cannot use a quantized cache "
+                f"({error}). Leave kv_bits out"
+            ) from error
+        tracer = self._new_tracer()
+        fed = next(iter(self._tracer.fed.values()), None)
+        places = len(key_value_parts(tracer.caches))
+        tracer.fed = {} if fed is None else dict.fromkeys(range(places), fed)
+        if not tracer.can_grow:
+            raise ModelLoadError(
+                f"this model cannot be thought through ({error!r}): measure it with tune"
+            ) from error
+        for chunk in chunks:
+            tracer.grow(chunk)
+        self._tracer = tracer
+        workspace = rough_workspace(
+            self._blueprint.config, parameters.batch_size * chunks[0], parameters.token_count
+        )
+        return Found(
+            kv_bytes=tracer.cache_bytes,
+            workspace_bytes=workspace,
+            peak_bytes=tracer.cache_bytes + workspace,
+            approximate="its code asks for numbers that only running it gives, so all layers are "
+            "taken to be like the first, and the workspace is a rough guess",
+        )
+
+
+def _found(tracer: Tracer) -> Found:
+    return Found(
+        kv_bytes=tracer.cache_bytes,
+        workspace_bytes=tracer.workspace_bytes,
+        peak_bytes=max(step.peak_bytes for step in tracer.steps),
+    )
+
+
+def _at(tokens: int, sizes: list[int]) -> int:
+    """The value at `tokens` of the line through `sizes` at `_SHORT`, never below the last."""
+    slope = max(0, sizes[1] - sizes[0]) / (_SHORT[1] - _SHORT[0])
+    return sizes[1] + math.ceil(slope * max(0, tokens - _SHORT[1]))
