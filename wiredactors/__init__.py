@@ -11,6 +11,7 @@ from wiredactors.actors.opening import open_manager
 from wiredactors.actors.outcome import Outcome
 from wiredactors.actors.runtime import Runtime, open_runtime
 from wiredactors.actors.tuning import tune
+from wiredactors.engine.estimating import estimate
 from wiredactors.engine.guard import GuardError
 from wiredactors.engine.imports import MLXNotInstalled
 from wiredactors.memory.configuration import WiredMemoryConfiguration
@@ -101,6 +102,7 @@ __all__ = [
     "WiredMemoryPolicy",
     "WiredMemoryTicket",
     "WiredSumPolicy",
+    "estimate",
     "log_events",
     "open_manager",
     "open_runtime",

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from tests.engine import tiny
+from tests.engine.architectures import make_architecture
+from tests.engine.truth import measure
 from wiredactors.engine.blueprint import draw_config
 from wiredactors.engine.loading import download, load, local_path, plan_load
 from wiredactors.engine.sizing import context_length, measure_cache, step_workspace
@@ -85,6 +87,18 @@ class TestPlan:
         assert grown("state_space") == 0
         # A score of two bytes for each of 64 tokens, 4 heads and 7,680 more tokens, once at least.
         assert grown("llama") >= 64 * 4 * 7680 * 2
+
+    def test_a_model_whose_code_wants_to_see_numbers_is_planned_by_its_first_layer(
+        self, tmp_path: Path
+    ) -> None:
+        path = make_architecture(tmp_path, "dbrx")
+        tiny.save_tokenizer(path)
+        planned = plan(path)
+        assert planned.workspace_bytes > 0
+        truth = measure(path, token_count=256, prefill_step_size=64)
+        cost = measure_cache(load(planned, nothing).model, 64)
+        assert cost.step_bytes == truth.kv_bytes
+        assert planned.weight_bytes == truth.weight_bytes
 
     def test_a_context_that_no_config_names_is_large(self) -> None:
         assert context_length({}) == 1 << 20

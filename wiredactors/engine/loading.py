@@ -15,7 +15,12 @@ from wiredactors.engine.blueprint import draw_directory, draw_gguf, read_config
 from wiredactors.engine.gguf import read_gguf_header
 from wiredactors.engine.gguf_model import gguf_load_peak_bytes, load_gguf
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
-from wiredactors.engine.sizing import context_length, measure_cache, step_workspace
+from wiredactors.engine.sizing import (
+    context_length,
+    measure_cache,
+    rough_workspace,
+    step_workspace,
+)
 from wiredactors.engine.weights import weight_files
 from wiredactors.memory.errors import ModelLoadError, WiredMemoryError
 from wiredactors.memory.measurement import default_margin
@@ -112,12 +117,16 @@ def plan_load(path: Path, options: LoadOptions, *, on_cpu: bool) -> LoadPlan:
         peak = gguf_load_peak_bytes(read_gguf_header(path), options.dequantize, options.dtype)
     context = context_length(blueprint.config)
     cost = measure_cache(blueprint.model, options.prefill_step_size)
-    workspace = step_workspace(
-        blueprint.model,
-        prefill_step_size=options.prefill_step_size,
-        rows=options.max_batch_size,
-        context=context,
-    )
+    try:
+        workspace = step_workspace(
+            blueprint.model,
+            prefill_step_size=options.prefill_step_size,
+            rows=options.max_batch_size,
+            context=context,
+        )
+    except Exception:  # the model's own code asks for numbers that only running it gives
+        largest = max(options.prefill_step_size, options.max_batch_size)
+        workspace = rough_workspace(blueprint.config, largest, context)
     margin = options.margin_bytes
     if margin is None:
         margin = default_margin(weights + workspace + cost.row_bytes(min(context, 2048)))

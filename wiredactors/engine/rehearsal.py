@@ -10,11 +10,16 @@ import attrs
 from wiredactors.engine.blueprint import Blueprint
 from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.liveness import CPU
-from wiredactors.engine.sizing import cache_cost, measure_cache, rough_workspace, workspace_at
+from wiredactors.engine.sizing import (
+    cache_cost,
+    guess_from,
+    measure_cache,
+    rough_workspace,
+    workspace_at,
+)
 from wiredactors.engine.tracing import Tracer, key_value_parts
 from wiredactors.engine.tuning import cache_maker
 from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, grown_tokens
-from wiredactors.memory.errors import ModelLoadError
 from wiredactors.memory.measurement import TuneParameters
 
 #: Of a long prompt the first chunk and so many at the end are thought through whole.
@@ -164,9 +169,6 @@ class Rehearsal:
     def _roughly(self, chunks: list[int], error: Exception) -> Found:
         """Where the model's own code asks for numbers that are not there.
 
-        It has mostly shown by then what its first layer keeps, and the others are taken to be
-        alike.
-
         Raises:
             ValueError: it is the quantized cache that the model cannot use.
             ModelLoadError: nothing is known of its caches.
@@ -177,14 +179,7 @@ class Rehearsal:
                 f"kv_bits={parameters.kv_bits}: this model cannot use a quantized cache "
                 f"({error}). Leave kv_bits out"
             ) from error
-        tracer = self._new_tracer()
-        fed = next(iter(self._tracer.fed.values()), None)
-        places = len(key_value_parts(tracer.caches))
-        tracer.fed = {} if fed is None else dict.fromkeys(range(places), fed)
-        if not tracer.can_grow:
-            raise ModelLoadError(
-                f"this model cannot be thought through ({error!r}): measure it with tune"
-            ) from error
+        tracer = guess_from(self._tracer, self._make_cache(), error, self._quantize)
         for chunk in chunks:
             tracer.grow(chunk)
         self._tracer = tracer

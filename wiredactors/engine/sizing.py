@@ -5,13 +5,13 @@ It works on a blueprint before anything is loaded, and as well on a loaded model
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wiredactors.engine.cache import is_rotating, parts
 from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.liveness import CPU
-from wiredactors.engine.tracing import Tracer
+from wiredactors.engine.tracing import Tracer, key_value_parts
 from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost
 from wiredactors.memory.errors import ModelLoadError
 
@@ -30,11 +30,42 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
     on one step of every batch when it is given the next batch's, so they add up over the batches.
 
     Raises:
-        ModelLoadError: the model's cache cannot be shared by a batch.
+        ModelLoadError: the model's cache cannot be shared by a batch, or nothing is known of it.
     """
     tracer = Tracer(model, shared_caches(model, 1), CPU)
-    tracer.step(1, prefill_step_size)
+    try:
+        tracer.step(1, prefill_step_size)
+    except Exception as error:
+        tracer = guess_from(tracer, shared_caches(model, 1), error)
+        tracer.grow(prefill_step_size)
     return cache_cost(tracer, rows=1, prefill_step_size=prefill_step_size)
+
+
+def guess_from(
+    failed: Tracer,
+    caches: list[Any],
+    error: Exception,
+    after: Callable[[list[Any]], object] = lambda caches: None,
+) -> Tracer:
+    """A tracer whose `caches` can grow, where the model's own code asks for numbers.
+
+    It has mostly shown by then what its first layer keeps, and the others are taken to be alike.
+
+    Raises:
+        ModelLoadError: nothing is known of its caches.
+    """
+    model = failed.model
+    tracer = Tracer(model, caches, CPU, after)
+    fed = next(iter(failed.fed.values()), None)
+    if fed is not None:
+        tracer.fed = dict.fromkeys(range(len(key_value_parts(caches))), fed)
+    if not tracer.can_grow:
+        raise ModelLoadError(
+            f"what {type(model).__module__} takes cannot be predicted, because its code asks for "
+            f"numbers that only running it gives ({error!r}): measure it with tune"
+        ) from error
+    tracer.vocabulary = int(getattr(getattr(model, "args", None), "vocab_size", 0))
+    return tracer
 
 
 def shared_caches(model: Any, rows: int) -> list[Any]:

@@ -31,6 +31,7 @@ class Tracer:
     """Runs a model without running it, from empty caches on. Sizes are bytes.
 
     Attributes:
+        model: the model.
         caches: one for each layer; their arrays have shapes and no numbers.
         cache_bytes: what they hold now, each buffer once.
         constant_bytes: tables that the model makes of itself at its first step, and keeps.
@@ -55,7 +56,7 @@ class Tracer:
         self.operations = 0
         self.vocabulary = 0
         self._mx = import_mlx()
-        self._model = model
+        self.model = model
         self._device = device
         self._after = after
         self._weights = _flatten(model.parameters())
@@ -72,7 +73,7 @@ class Tracer:
 
         def run(given: Sequence[Any]) -> list[Any]:
             with self._watched():
-                answer = self._model(given[0], cache=self.caches)
+                answer = self.model(given[0], cache=self.caches)
             self.vocabulary = int(answer.shape[-1])
             self._after(self.caches)
             return [self._mx.argmax(answer[:, -1], axis=-1)] if logits else []
@@ -147,10 +148,10 @@ class Tracer:
             wanted = run(arrays[: len(given)])
             caches = _arrays_of(self.caches)
             counts.extend((len(wanted), len(caches)))
-            return [*wanted, *caches, *_tables(self._model)]
+            return [*wanted, *caches, *_tables(self.model)]
 
         fusing = compiles()
-        with _untouched(self._model), marked_functions() if fusing else contextlib.nullcontext():
+        with _untouched(self.model), marked_functions() if fusing else contextlib.nullcontext():
             try:
                 graph = record_graph(function, [*given, *weights, *held_before])
             finally:
@@ -182,7 +183,7 @@ class Tracer:
         from mlx.utils import tree_unflatten
 
         names = (name for name, _ in self._weights)
-        self._model.update(tree_unflatten(list(zip(names, arrays, strict=True))))
+        self.model.update(tree_unflatten(list(zip(names, arrays, strict=True))))
 
 
 @attrs.frozen
