@@ -100,6 +100,16 @@ class TestPlan:
         assert cost.step_bytes == truth.kv_bytes
         assert planned.weight_bytes == truth.weight_bytes
 
+    def test_planning_takes_nothing_from_the_random_key(self, directory: Path) -> None:
+        draws = []
+        for planned in (False, True):
+            mx.random.seed(5)
+            mx.random.normal((2,))
+            if planned:
+                plan(directory)
+            draws.append(mx.random.normal((3,)).tolist())
+        assert draws[0] == draws[1]
+
     def test_a_context_that_no_config_names_is_large(self) -> None:
         assert context_length({}) == 1 << 20
         assert context_length({"text_config": {"max_position_embeddings": 77}}) == 77

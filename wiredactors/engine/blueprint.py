@@ -12,7 +12,7 @@ import dataclasses
 import importlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,20 @@ class Blueprint:
     approximate: str | None = None
 
 
+@contextlib.contextmanager
+def _random_kept() -> Iterator[None]:
+    """A model that is built draws its first weights, and never looks at them: nobody shall notice.
+
+    MLX's random key can be read and not be set, but a seed is the key's own 64 bits.
+    """
+    mx = import_mlx()
+    high, low = mx.random.state[0].tolist()
+    try:
+        yield
+    finally:
+        mx.random.seed(high << 32 | low)
+
+
 def draw_directory(path: Path) -> Blueprint:
     """The blueprint of a model directory in Hugging Face layout, from its headers and its config.
 
@@ -67,6 +81,7 @@ def draw_directory(path: Path) -> Blueprint:
     return draw_files(path, files, str(path), why if missing else None)
 
 
+@_random_kept()
 def draw_files(
     configs: Path, files: Sequence[WeightFile], called: str, approximate: str | None = None
 ) -> Blueprint:
@@ -95,6 +110,7 @@ def draw_files(
         return _emptied(model, config, approximate)
 
 
+@_random_kept()
 def draw_gguf(path: Path, *, dequantize: bool, dtype: str) -> Blueprint:
     """The blueprint of a GGUF file, as `load_gguf` will make it.
 
@@ -107,6 +123,7 @@ def draw_gguf(path: Path, *, dequantize: bool, dtype: str) -> Blueprint:
     return _emptied(model, config, None)
 
 
+@_random_kept()
 def draw_config(config: Mapping[str, Any]) -> Blueprint:
     """The blueprint of a model of which only the config is known.
 
