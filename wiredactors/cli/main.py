@@ -7,7 +7,7 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from wiredactors.cli import demo, doctor, run, tune
+from wiredactors.cli import demo, doctor, estimate, run, tune
 from wiredactors.memory.errors import WiredMemoryError
 
 
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     demo.add_to(commands)
     doctor.add_to(commands)
+    estimate.add_to(commands)
     run.add_to(commands)
     tune.add_to(commands)
     options = parser.parse_args(arguments)
