@@ -220,10 +220,13 @@ def _check_quantizable(cache: list[Any], kv_bits: int) -> None:
 
 
 def derive_cost(cache: list[Any], parameters: TuneParameters, words: int) -> CacheCost:
-    """What another row takes, from a cache that holds `token_count` tokens of each row."""
+    """What another row takes, from a cache that holds `token_count` tokens of each row.
+
+    A copy of the largest layer is charged as for shared caches: a cache that grows is copied.
+    """
     mx = import_mlx()
     rows = parameters.batch_size
-    fixed = step = 0
+    steps, states = [0], [0]
     windows: dict[int, list[int]] = {}
     for part in (part for each in cache for part in parts(each)):
         keys = getattr(part, "keys", None)
@@ -231,7 +234,7 @@ def derive_cost(cache: list[Any], parameters: TuneParameters, words: int) -> Cac
         arrays = arrays_of(part) if keys is None else [keys, part.values]
         size = -(-int(mx.get_array_buffer_size(arrays)) // rows) if arrays else 0
         if keys is None:
-            fixed += size
+            states.append(size)
             continue
         keys = keys[0] if isinstance(keys, (tuple, list)) else keys  # a quantized one has three
         length = int(keys.shape[-2])
@@ -239,13 +242,13 @@ def derive_cost(cache: list[Any], parameters: TuneParameters, words: int) -> Cac
             most = part.max_size + parameters.prefill_step_size - 1
             windows.setdefault(most, []).append(-(-size // length))
         else:
-            step += -(-size * STEP_TOKENS // length)
+            steps.append(-(-size * STEP_TOKENS // length))
     return CacheCost(
-        fixed_bytes=fixed + LOGITS_BYTES * words,
-        step_bytes=step,
-        copy_bytes=0,
+        fixed_bytes=sum(states) + max(states) + LOGITS_BYTES * words,
+        step_bytes=sum(steps),
+        copy_bytes=max(steps),
         windows=tuple(
-            WindowCost(most_tokens=most, token_bytes=sum(sizes), copy_bytes=0)
+            WindowCost(most_tokens=most, token_bytes=sum(sizes), copy_bytes=max(sizes))
             for most, sizes in windows.items()
         ),
     )
