@@ -313,6 +313,19 @@ async def test_memory_is_modelled_and_reported(autojump_clock: MockClock) -> Non
     ]
 
 
+async def test_a_prediction_lacks_only_what_is_unpredicted(autojump_clock: MockClock) -> None:
+    model = ModelledModel(kv_bytes_per_token=MIB, unpredicted_bytes=5)
+    engine = ModelledEngine({"m": model})
+    await engine.open(lambda: 0, None)
+    loaded = await engine.load("m", await engine.plan("m", LoadOptions()), ignore)
+    parameters = TuneParameters(token_count=300, prefill_step_size=300, batch_size=2)
+    predicted, measured = await loaded.predict(parameters), await loaded.tune(parameters)
+    assert measured.kv_bytes - predicted.kv_bytes == 10
+    assert measured.workspace_bytes == predicted.workspace_bytes
+    assert (predicted.measured, measured.measured) == (False, True)
+    await engine.close()
+
+
 async def test_a_measurement_has_the_device_to_itself_and_frees_what_it_made(
     autojump_clock: MockClock,
 ) -> None:
@@ -332,10 +345,12 @@ async def test_a_measurement_has_the_device_to_itself_and_frees_what_it_made(
         await trio.sleep(0.1)
         loaded.submit(rows.request("a", prompt=1, max_tokens=1), rows.take)
         assert engine.held_bytes == 100 * MIB + 2 * (1112 * MIB + 5)
-        assert engine.charged_bytes == 110 * MIB + (2 * 5 + 1) * 256 * MIB
+        workspace = 10 * MIB * 2 * 300 // model.prefill_step_size
+        measured = 2 * (1112 * MIB + 5) + workspace - 10 * MIB
+        assert engine.charged_bytes == 110 * MIB + measured + 256 * MIB
     assert [report.what for report in heard] == ["tune"] * 4
     assert [report.seconds for report in heard] == pytest.approx([0.6, 0.6, 0.6, 0.05])
-    assert heard[0].peak_bytes == 110 * MIB + 2 * (1112 * MIB + 5)
+    assert heard[0].peak_bytes == 100 * MIB + workspace + 2 * (1112 * MIB + 5)
     assert heard[0].granted_bytes == 42
     await trio.sleep(1)
     assert rows.last("a").kv_bytes == 256 * MIB + 5

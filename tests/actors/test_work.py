@@ -78,9 +78,9 @@ async def test_a_measurement_has_weights_cache_and_workspace(autojump_clock: Moc
         measured = await model.tune(1000, batch_size=2, decode_tokens=30)
     assert isinstance(measured, WiredMemoryMeasurement)
     assert measured.measured
-    assert (measured.weight_bytes, measured.workspace_bytes) == (100 * M, 10 * M)
+    assert (measured.weight_bytes, measured.workspace_bytes) == (100 * M, 2 * 10 * M)
     assert measured.kv_bytes == 2 * 5 * ROW
-    assert measured.peak_active_bytes == measured.total_bytes == 210 * M
+    assert measured.peak_active_bytes == measured.total_bytes == 220 * M
     assert (measured.token_count, measured.batch_size, measured.decode_tokens) == (1000, 2, 30)
     assert trio.current_time() == pytest.approx(2 * 1000 / 256 + 30)
 
@@ -103,29 +103,33 @@ async def test_what_is_to_be_measured_reaches_the_engine(autojump_clock: MockClo
 
 
 @pytest.mark.parametrize(
-    ("arguments", "rows", "steps"),
+    ("arguments", "tokens", "workspace"),
     [
-        ({}, 1, 8),
-        ({"token_count": 1}, 1, 1),
-        ({"token_count": 257, "batch_size": 3}, 3, 2),
-        ({"token_count": 256, "decode_tokens": 1}, 1, 2),
-        # Chunks of 300 tokens make the cache grow to 512, 812 and 1112.
-        ({"token_count": 900, "prefill_step_size": 300}, 1, 5),
+        ({}, 2048, 0),
+        ({"token_count": 1}, 256, 0),
+        ({"token_count": 256, "decode_tokens": 1}, 512, 0),
+        # The workspace of 10 MiB is held for steps of 256 tokens; three rows take 30.
+        ({"token_count": 257, "batch_size": 3}, 3 * 512, 20 * M),
+        # Chunks of 512 tokens take 20, ...
+        ({"token_count": 1024, "prefill_step_size": 512}, 1024, 10 * M),
+        # ... and those of 320 make the cache grow to 512, 832 and 1152.
+        ({"token_count": 900, "prefill_step_size": 320}, 1152, 5 * M // 2),
     ],
 )
-async def test_it_holds_an_active_ticket_for_its_caches_while_it_runs(
-    arguments: dict[str, Any], rows: int, steps: int, autojump_clock: MockClock
+async def test_its_ticket_holds_the_caches_and_what_its_steps_need_beyond_the_workspace(
+    arguments: dict[str, Any], tokens: int, workspace: int, autojump_clock: MockClock
 ) -> None:
     house = House()
+    size = tokens * 40 * wa.KIB + workspace
     async with house.opened() as model, trio.open_nursery() as nursery:
         nursery.start_soon(lambda: model.tune(**arguments))
         await wait_all_tasks_blocked()
-        assert house.held == {"tune-1": rows * steps * 10}
-        assert house.engine.held_bytes <= (100 + rows * steps * 10) * M
-        assert house.backend.limit == 110 * M + rows * steps * ROW
+        assert house.held == {"tune-1": size // M}
+        assert house.engine.held_bytes == 100 * M + tokens * 40 * wa.KIB
+        assert house.backend.limit == 110 * M + size
     # It had the bytes until the engine had let go of its own.
     [record] = [record for record in house.engine.records if record.what == "tune"]
-    assert record.granted_bytes == 110 * M + rows * steps * ROW
+    assert record.granted_bytes == 110 * M + size
 
 
 async def test_the_ticket_has_ended_when_it_returns(autojump_clock: MockClock) -> None:

@@ -699,3 +699,21 @@ def test_a_process_that_has_generated_exits_cleanly(tiny_model: TinyModel, numbe
         trio.run(main)
     """
     assert run_python(code, str(tiny_model("llama"))) == (0, "5\n", "")
+
+
+class TestMeasuring:
+    async def test_larger_steps_than_the_models_own_stay_inside_what_was_granted(
+        self, tiny_model: Callable[..., Path]
+    ) -> None:
+        async with open_recorded() as recorded:
+            path = tiny_model("llama")
+            # A margin for what the pool and a few scalars take; without room for a larger step.
+            model = await recorded.runtime.load(path, prefill_step_size=16, margin=64 * KIB)
+            held = recorded.runtime.manager.granted_bytes - model.weight_bytes
+            recorded.reports.clear()
+            measured = await model.tune(1024, prefill_step_size=512, batch_size=2, remeasure=True)
+            steps = [report for report in recorded.reports if report.what == "tune"]
+        assert measured.workspace_bytes > held
+        peak = max(report.peak_bytes - recorded.active_before for report in steps)
+        assert peak > measured.weight_bytes + measured.kv_bytes
+        assert peak <= steps[-1].granted_bytes

@@ -262,6 +262,7 @@ class Model:
             self._policy,
             self._manager,
             self._residence.reservations,
+            plan.workspace_bytes,
             self._new_id,
             self._note,
         )

@@ -10,7 +10,6 @@ import trio
 from wiredactors.actors.charge import Charge
 from wiredactors.actors.job import Job
 from wiredactors.actors.protocol import EngineModel
-from wiredactors.memory.cache_cost import grown_tokens
 from wiredactors.memory.errors import ModelNotLoaded, PromptTooLong
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.policies import WiredMemoryPolicy
@@ -33,10 +32,12 @@ class Work:
         policy: WiredMemoryPolicy,
         manager: TicketManager,
         stands_on: tuple[WiredMemoryTicket, ...],
+        workspace_bytes: int,
         new_id: Callable[[str], str],
         note: Callable[..., None],
     ):
-        """`stands_on` are the reservations of the model; `new_id("job")` names a job."""
+        """`stands_on` are the reservations of the model, with `workspace_bytes` for its steps;
+        `new_id("job")` names a job."""
         self.jobs: set[Job] = set()
         self._measurements: set[trio.CancelScope] = set()
         self._name = name
@@ -44,6 +45,7 @@ class Work:
         self._policy = policy
         self._manager = manager
         self._stands_on = stands_on
+        self._workspace_bytes = workspace_bytes
         self._new_id = new_id
         self._note = note
         self._idle = trio.Event()
@@ -112,11 +114,10 @@ class Work:
         tokens = parameters.token_count + parameters.decode_tokens
         if tokens > self.loaded.context_length:
             raise PromptTooLong(tokens, self.loaded.context_length)
-        room = grown_tokens(
-            parameters.token_count, parameters.decode_tokens, parameters.prefill_step_size
-        )
-        size = parameters.batch_size * self.loaded.cache_cost.row_bytes(room)
-        ticket = self._ticket(self._new_id("tune"), size)
+        predicted = await self.loaded.predict(parameters)
+        # Its steps may be larger than those for which the workspace is held.
+        more = max(0, predicted.workspace_bytes - self._workspace_bytes)
+        ticket = self._ticket(self._new_id("tune"), predicted.kv_bytes + more)
         measurement = None
         with self._measuring():
             async with ticket.wired_limit():

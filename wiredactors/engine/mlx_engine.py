@@ -12,7 +12,9 @@ import trio
 
 from wiredactors.engine.backend import DeviceMemory, QuietLimitBackend, device_memory
 from wiredactors.engine.batch import Batch
+from wiredactors.engine.blueprint import Blueprint
 from wiredactors.engine.device import DeviceThread, without_locals
+from wiredactors.engine.estimating import estimate_blueprint
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
 from wiredactors.engine.knowledge import Knowledge
 from wiredactors.engine.loading import (
@@ -183,6 +185,15 @@ class MlxEngine:
         self._mx.clear_cache()
 
     # -- measuring
+
+    async def predict(self, name: str, parameters: TuneParameters) -> WiredMemoryMeasurement:
+        return await self.device.run(functools.partial(self._predict, name, parameters))
+
+    def _predict(self, name: str, parameters: TuneParameters) -> WiredMemoryMeasurement:
+        loaded = self._models[name]
+        weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
+        blueprint = Blueprint(model=loaded.model, config=loaded.config, weight_bytes=weights)
+        return estimate_blueprint(blueprint, parameters)
 
     async def tune(
         self, name: str, parameters: TuneParameters, *, remeasure: bool

@@ -21,6 +21,8 @@ class Server(Protocol):
 
     async def remove(self, name: str, row_id: str) -> int: ...
 
+    async def predict(self, name: str, parameters: TuneParameters) -> WiredMemoryMeasurement: ...
+
     async def tune(
         self, name: str, parameters: TuneParameters, *, remeasure: bool
     ) -> WiredMemoryMeasurement: ...
@@ -58,6 +60,14 @@ class MlxModel:
 
     async def remove(self, row_id: str) -> int:
         return await self._server.remove(self._name, row_id)
+
+    async def predict(self, parameters: TuneParameters) -> WiredMemoryMeasurement:
+        """What `tune` is going to find; see `estimate`.
+
+        Raises:
+            ValueError: the model's cache does not go with `kv_bits` or `max_kv_size`.
+        """
+        return await self._server.predict(self._name, parameters)
 
     async def tune(
         self, parameters: TuneParameters, *, remeasure: bool = False

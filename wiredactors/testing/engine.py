@@ -123,8 +123,8 @@ class ModelledEngine:
         charged += max((model.workspace_bytes for model in self._models.values()), default=0)
         charged += sum(self._plans[name].margin_bytes for name in self._models)
         if (tuned := self._tuned) is not None:
-            row = tuned.ticket_size(tuned.token_count, tuned.decode_tokens)
-            charged += tuned.batch_size * row
+            own = max((model.workspace_bytes for model in self._models.values()), default=0)
+            charged += tuned.kv_bytes + max(0, tuned.workspace_bytes - own)
         for (name, _), batch in self._batches.items():
             cost = self._models[name].cache_cost
             charged += sum(cost.row_bytes(row.request.total_tokens) for row in batch)
@@ -218,7 +218,7 @@ class ModelledEngine:
         model = self._models[name]
         async with self._device:
             measurement = self._tuned = model.measurement(parameters)
-            peak = self.held_bytes + model.workspace_bytes
+            peak = self.held_bytes + measurement.workspace_bytes
             try:
                 for seconds in model.measured_steps(parameters):
                     await trio.lowlevel.checkpoint_if_cancelled()
@@ -371,6 +371,10 @@ class _LoadedModel:
 
     async def remove(self, row_id: str) -> int:
         return await self._engine.remove(row_id)
+
+    async def predict(self, parameters: TuneParameters) -> WiredMemoryMeasurement:
+        await trio.lowlevel.checkpoint()
+        return self._model.prediction(parameters)
 
     async def tune(
         self, parameters: TuneParameters, *, remeasure: bool = False

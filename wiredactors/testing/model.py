@@ -84,18 +84,22 @@ class ModelledModel:
         for _ in range(parameters.decode_tokens):
             yield self.step_seconds
 
-    def measurement(self, parameters: TuneParameters) -> WiredMemoryMeasurement:
-        """What a measurement finds; quantized and rotating caches are not modelled."""
+    def prediction(self, parameters: TuneParameters) -> WiredMemoryMeasurement:
+        """What a measurement is expected to find; quantized and rotating caches are not modelled.
+
+        The workspace is that of the model for a step as long as its own, and grows with the step.
+        """
         room = grown_tokens(
             parameters.token_count, parameters.decode_tokens, parameters.prefill_step_size
         )
-        row = room * self.kv_bytes_per_token + self.unpredicted_bytes
-        kv_bytes = parameters.batch_size * row
+        kv_bytes = parameters.batch_size * room * self.kv_bytes_per_token
+        step = parameters.batch_size * min(parameters.prefill_step_size, parameters.token_count)
+        workspace = self.workspace_bytes * step // self.prefill_step_size
         return WiredMemoryMeasurement(
             weight_bytes=self.weights_in_memory,
             kv_bytes=kv_bytes,
-            workspace_bytes=self.workspace_bytes,
-            peak_active_bytes=self.weights_in_memory + kv_bytes + self.workspace_bytes,
+            workspace_bytes=workspace,
+            peak_active_bytes=self.weights_in_memory + kv_bytes + workspace,
             token_count=parameters.token_count,
             prefill_step_size=parameters.prefill_step_size,
             cache_cost=self.cache_cost,
@@ -103,6 +107,16 @@ class ModelledModel:
             kv_bits=parameters.kv_bits,
             max_kv_size=parameters.max_kv_size,
             decode_tokens=parameters.decode_tokens,
+        )
+
+    def measurement(self, parameters: TuneParameters) -> WiredMemoryMeasurement:
+        """What a measurement finds: the prediction, and `unpredicted_bytes` for each row."""
+        predicted = self.prediction(parameters)
+        more = parameters.batch_size * self.unpredicted_bytes
+        return attrs.evolve(
+            predicted,
+            kv_bytes=predicted.kv_bytes + more,
+            peak_active_bytes=predicted.peak_active_bytes + more,
             measured=True,
         )
 
