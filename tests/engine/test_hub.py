@@ -254,12 +254,20 @@ def test_in_a_process_of_its_own_with_nothing_printed(hub, tiny_model, tmp_path)
         "from wiredactors.engine.hub import draw_hub\nprint(draw_hub('some/model').weight_bytes)\n"
     )
     home = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | home,
-    )
-    assert done.stderr == ""
+    screen, terminal = os.openpty()  # progress bars are shown on a terminal alone
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            stderr=terminal,
+            text=True,
+            timeout=60,
+            env=os.environ | home,
+        )
+        os.set_blocking(screen, False)
+        with pytest.raises(BlockingIOError):
+            print(os.read(screen, 10_000).decode())
+    finally:
+        os.close(screen)
+        os.close(terminal)
     assert int(done.stdout) == draw_directory(tiny_model("llama")).weight_bytes

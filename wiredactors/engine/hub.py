@@ -105,15 +105,12 @@ def _instead(names: list[str]) -> str:
 
 
 def _head(metadata: Any) -> bytes:
-    """The header as it stands in a file; huggingface_hub shows it parsed."""
-    header: dict[str, Any] = {
+    """The tensors of a header as they stand in a file; huggingface_hub shows them parsed."""
+    header = {
         name: {"dtype": info.dtype, "shape": info.shape, "data_offsets": info.data_offsets}
         for name, info in metadata.tensors.items()
     }
-    if metadata.metadata:
-        header["__metadata__"] = metadata.metadata
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 
 
