@@ -21,7 +21,8 @@ from wiredactors.engine.graph import Graph, Name, Operation
 from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.layout import ELEMENTWISE, FUSED
 
-#: MLX fuses at most so many in a row, ...
+#: MLX fuses at most so many in a row, and of those with several inputs half as many: where functions
+#: are compiled for any shape, as most are, it puts an operation before each that broadcasts it.
 _DEPTH = 11
 #: ... of at most so many arrays.
 _ARRAYS = 24
@@ -172,28 +173,30 @@ def _cluster(
 ) -> tuple[list[Operation], list[Name]]:
     """What is fused into `root`, and what goes into it from outside."""
     members = [root]
-    within = {id(root)}
+    depths = {id(root): 0}
     changed = True
-    depth = 0
-    while changed and depth < _DEPTH:
+    while changed:
         changed = False
-        depth += 1
         used: dict[Name, int] = {}
+        below: dict[Name, int] = {}
         for member in members:
+            depth = depths[id(member)] + (1 if len(member.inputs) == 1 else 2)
             for name in member.inputs:
                 used[name] = used.get(name, 0) + 1
+                below[name] = min(depth, below.get(name, depth))
         for name, times in used.items():
             maker = makers.get(name)
             if (
                 maker is not None
-                and id(maker) not in within
+                and id(maker) not in depths
                 and name not in limits
                 and maker.primitive in _FUSABLE
                 and users[name] == times
+                and below[name] < _DEPTH
                 and len(used) < _ARRAYS
             ):
                 members.append(maker)
-                within.add(id(maker))
+                depths[id(maker)] = below[name]
                 changed = True
     made = {name for member in members for name in member.outputs}
     inputs = dict.fromkeys(

@@ -119,7 +119,42 @@ def record_graph(function: Callable[..., Sequence[Any]], arrays: Sequence[Any]) 
 
     with _exportable(mx):
         mx.export_function(take, lambda *given: tuple(function(*given)), *arrays)
+    _unmerge(graph)
     return graph
+
+
+def _unmerge(graph: Graph) -> None:
+    """Give those who want equal arrays, each made anew for them, an array of their own again.
+
+    To export a function MLX makes equal operations on equal inputs one. Caches ask for zeros of one
+    shape again and again, though, and on CUDA each attention makes numbers of the mask's bits. What
+    else is computed twice is rare.
+    """
+    makers = graph.makers()
+    seen: set[Name] = set()
+    operations: list[Operation] = []
+
+    def own(name: Name, *, mask: bool = False) -> Name:
+        maker = makers.get(name)
+        if maker is None or not (
+            maker.primitive == "Full" or (mask and maker.primitive == "Select")
+        ):
+            return name
+        if name not in seen:
+            seen.add(name)
+            return name
+        copy = f"{name}/{len(graph.arrays)}"
+        graph.arrays[copy] = graph.arrays[name]
+        inputs = tuple(own(each) for each in maker.inputs)
+        operations.append(attrs.evolve(maker, inputs=inputs, outputs=(copy,)))
+        return copy
+
+    for operation in graph.operations:
+        attends = operation.primitive == "ScaledDotProductAttention"
+        inputs = tuple(own(name, mask=attends) for name in operation.inputs)
+        operations.append(attrs.evolve(operation, inputs=inputs))
+    graph.outputs = tuple(own(name) for name in graph.outputs)
+    graph.operations = operations
 
 
 @contextlib.contextmanager

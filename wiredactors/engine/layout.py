@@ -95,6 +95,15 @@ class Layout:
                 size *= extent
         return size
 
+    @property
+    def span(self) -> int:
+        """Items from the first to the last, those between that belong to others counted too."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum(
+            (extent - 1) * stride for extent, stride in zip(self.shape, self.strides, strict=True)
+        )
+
 
 def row_contiguous(shape: Extents) -> Layout:
     """As a new array lies."""

@@ -2,9 +2,10 @@
 
 MLX's evaluation is played on buffers without numbers: its order (depth first for the counts, then
 breadth first with a bounded width, taken backwards: `mlx/transforms.cpp`), views and donated
-buffers (`layout.py`), copies that an operation needs of what does not lie as it wants, and how far
-the thread that gives out work runs ahead of the one that does it: a buffer is let go when the
-operation has been done, not when it has been given out.
+buffers (`layout.py`), what an operation needs besides its results (`kernels.py`), and how far the
+thread that gives out work runs ahead of the one that does it (`devices.py`): a buffer is let go
+when the operation has been done, not when it has been given out. The device is taken to be slow:
+what it holds at most is what is held when it has done nothing that nobody has waited for.
 """
 
 from __future__ import annotations
@@ -15,31 +16,18 @@ from typing import NamedTuple
 
 import attrs
 
+from wiredactors.engine.devices import CPU, Device
 from wiredactors.engine.graph import Graph, Name, Operation
-from wiredactors.engine.layout import ELEMENTWISE, FUSED, Layout, elementwise, row_contiguous, view
+from wiredactors.engine.kernels import Call
+from wiredactors.engine.layout import Layout, row_contiguous, view
+
+__all__ = ["CPU", "Buffer", "Device", "Held", "evaluate", "tape"]
 
 #: mlx's MLX_BFS_MAX_WIDTH.
 _WIDTH = 20
 
 #: A buffer is taken over by a result that is at most so much smaller (mlx's `is_donatable`).
 _DONATION_SLACK = 16384
-
-
-@attrs.frozen
-class Device:
-    """How far work that was given out may be ahead of work that is done.
-
-    Attributes:
-        tasks: so many tasks may be under way; one more waits for the first of them.
-        task_calls: calls that make one task. An operation is two, one that works and one that lets
-            go; one that only looks at a buffer in another way is one.
-    """
-
-    tasks: int = 10  # MAX_ACTIVE_TASKS in mlx/transforms.cpp
-    task_calls: int = 10  # DISPATCHES_PER_TASK in mlx/backend/cpu/encoder.h
-
-
-CPU = Device()
 
 
 class Buffer(NamedTuple):
@@ -139,7 +127,7 @@ class _Evaluation:
         self._uses: dict[Name, int] = {}
         self._now = self._peak = 0
         self._pending: deque[tuple[tuple[int, ...], bool]] = deque()
-        self._given_out = self._active = 0
+        self._calls = self._items = self._active = 0  # of the task, and tasks under way
         for operation in self._tape:
             for name in operation.inputs:
                 self._uses[name] = self._uses.get(name, 0) + 1
@@ -176,6 +164,7 @@ class _Evaluation:
     # -- buffers
 
     def _new(self, size: int, *, counted: bool = True) -> int:
+        size = self._device.allocated(size)
         self._sizes.append(size)
         self._counted.append(counted)
         self._holders.append(1)
@@ -192,16 +181,23 @@ class _Evaluation:
     # -- operations
 
     def _do(self, operation: Operation) -> None:
-        copies = self._copies(operation)
-        is_view = self._make_outputs(operation)
+        arrays, kernels = self._graph.arrays, self._device.kernels
+        call = Call(
+            operation,
+            [arrays[name] for name in operation.inputs],
+            [self._layout[name] for name in operation.inputs],
+            [arrays[name] for name in operation.outputs],
+        )
+        scratch = [self._new(size) for size in kernels.scratch(call)]
+        is_view = self._make_outputs(call)
         # Until the work has been done it keeps what it reads, and what it makes besides the first.
         kept = {self._buffer[name] for name in (*operation.inputs, *operation.outputs)}
         kept.discard(self._buffer[operation.outputs[0]])
         for buffer in kept:
             self._holders[buffer] += 1
-        if not is_view:
-            self._give_out(())
-        self._give_out((*kept, *copies))
+        calls = kernels.calls(call, len(scratch), is_view=is_view)
+        items = 0 if is_view else sum(layout.data_size for layout in call.layouts)
+        self._give_out(calls, items, (*kept, *scratch))
         for name in operation.inputs:
             self._used(name)
         for name in operation.outputs:
@@ -215,34 +211,25 @@ class _Evaluation:
         if self._uses[name] == 0:
             self._let_go(self._buffer[name])
 
-    def _make_outputs(self, operation: Operation) -> bool:
+    def _make_outputs(self, call: Call) -> bool:
         """Whether they lie in buffers that are there."""
         views = True
-        for number, name in enumerate(operation.outputs):
-            shared = self._viewed(operation, number, name)
+        for number, name in enumerate(call.operation.outputs):
+            array = self._graph.arrays[name]
+            shared = self._viewed(call.operation, number, name)
             views = views and shared is not None
             if shared is None:
-                taken = self._donated(operation, name)
-                shared = None if taken is None else (taken, self._layout[taken])
+                layout = self._device.kernels.result(call, array)
+                taken = self._donated(call, name, layout)
+                shared = None if taken is None else (taken, layout)
             if shared is not None:
                 source, self._layout[name] = shared
                 self._buffer[name] = self._buffer[source]
                 self._holders[self._buffer[name]] += 1
             else:
-                self._layout[name] = layout = self._laid_out(operation, name)
-                self._buffer[name] = self._new(
-                    layout.data_size * self._graph.arrays[name].item_bytes
-                )
+                self._layout[name] = layout
+                self._buffer[name] = self._new(layout.span * array.item_bytes)
         return views
-
-    def _laid_out(self, operation: Operation, output: Name) -> Layout:
-        """How the result lies in a buffer of its own."""
-        shape = self._graph.arrays[output].shape
-        if operation.primitive in ELEMENTWISE or operation.primitive == FUSED:
-            return elementwise([self._layout[name] for name in operation.inputs], shape)
-        if operation.primitive in _COPYING:
-            return elementwise([self._layout[operation.inputs[0]]], shape)
-        return row_contiguous(shape)
 
     def _viewed(
         self, operation: Operation, number: int, output: Name
@@ -264,61 +251,42 @@ class _Evaluation:
             return None
         return source, layout
 
-    def _donated(self, operation: Operation, output: Name) -> Name | None:
+    def _donated(self, call: Call, output: Name, layout: Layout) -> Name | None:
         """The input whose buffer the result takes over."""
-        if operation.primitive not in _IN_PLACE:
-            return None
+        kernels = self._device.kernels
         result = self._graph.arrays[output]
-        layout = self._laid_out(operation, output)
-        for name in operation.inputs[: _IN_PLACE[operation.primitive]]:
-            array = self._graph.arrays[name]
+        most = result.nbytes + _DONATION_SLACK
+        for name in call.operation.inputs[: kernels.donors(call)]:
+            array, buffer = self._graph.arrays[name], self._buffer[name]
             if (
                 self._uses[name] == 1
-                and self._holders[self._buffer[name]] == 1
+                and self._holders[buffer] == 1
                 and array.item_bytes == result.item_bytes
                 and array.size == result.size
                 and self._layout[name] == layout
-                and self._sizes[self._buffer[name]] <= result.nbytes + _DONATION_SLACK
+                and (self._sizes[buffer] <= most or not kernels.is_frugal(call.primitive))
             ):
                 return name
         return None
 
-    def _copies(self, operation: Operation) -> list[int]:
-        """Copies of inputs that do not lie as the operation needs them."""
-        if operation.primitive == "Convolution":
-            return [self._new(size) for size in self._unfolded(operation)]
-        need = _NEEDS.get(operation.primitive)
-        if need is None:
-            return []
-        return [
-            self._new(self._graph.arrays[name].nbytes)
-            for name in operation.inputs
-            if not getattr(self._layout[name], need)
-        ]
-
-    def _unfolded(self, operation: Operation) -> list[int]:
-        """What a convolution on the CPU makes of its input, to multiply matrices (`conv.cpp`).
-
-        All in four bytes: the input padded, its windows side by side, and the weights of groups.
-        """
-        inputs, weights = (self._graph.arrays[name] for name in operation.inputs)
-        output = self._graph.arrays[operation.outputs[0]]
-        _, before, after, *_, groups, _ = operation.arguments
-        rows, *extents, channels = inputs.shape
-        padded = rows * channels
-        for extent, low, high in zip(extents, before, after, strict=True):
-            padded *= extent + low + high
-        windows = output.size // output.shape[-1] * channels
-        for extent in weights.shape[1:-1]:
-            windows *= extent
-        return [4 * padded, 4 * windows, 4 * weights.size * (groups > 1)]
-
     # -- work under way
 
-    def _give_out(self, release: tuple[int, ...]) -> None:
-        """One more call for the thread that does the work; it lets `release` go when it is done."""
-        self._given_out = (self._given_out + 1) % self._device.task_calls
-        ends_task = self._given_out == 0
+    def _give_out(self, calls: int, items: int, release: tuple[int, ...]) -> None:
+        """So many more calls for the device; it lets `release` go when the last is done."""
+        device = self._device
+        if not device.kernels.whole_operations:
+            for left in reversed(range(calls)):
+                self._calls = (self._calls + 1) % device.task_calls
+                self._close(() if left else release, ends_task=self._calls == 0)
+            return
+        self._calls += calls
+        self._items += items
+        ends_task = self._calls > device.task_calls or self._items >= (device.task_items or 0)
+        if ends_task:
+            self._calls = self._items = 0
+        self._close(release, ends_task=ends_task)
+
+    def _close(self, release: tuple[int, ...], *, ends_task: bool) -> None:
         self._active += ends_task
         self._pending.append((release, ends_task))
 
@@ -330,26 +298,3 @@ class _Evaluation:
             for buffer in release:
                 self._let_go(buffer)
         self._active -= 1
-
-
-#: Operations that work in a copy of their first input, which lies as that does.
-_COPYING = ("SliceUpdate", "Softmax", "Sort")
-
-#: Operations whose result may take over the buffer of one of its first inputs, and how many.
-_IN_PLACE = {
-    **ELEMENTWISE,
-    FUSED: None,  # any of its inputs
-    **dict.fromkeys(_COPYING, 1),
-    **dict.fromkeys(["LayerNorm", "RMSNorm", "RoPE"], 1),
-}
-
-#: What an operation wants of how its inputs lie.
-_NEEDS = {
-    "Matmul": "is_matrix",
-    "AddMM": "is_matrix",
-    "BlockMaskedMM": "is_matrix",
-    "GatherMM": "is_matrix",
-    "QuantizedMatmul": "is_row_contiguous",
-    "GatherQMM": "is_row_contiguous",
-    "Scan": "is_row_contiguous",
-}
