@@ -11,7 +11,7 @@ import pytest
 
 import wiredactors as wa
 from wiredactors.cli import estimate
-from wiredactors.cli.fitting import Fitting, Need, Room
+from wiredactors.cli.fitting import Fitting, Need, Room, shown
 from wiredactors.cli.main import main
 from wiredactors.engine.backend import DeviceMemory
 from wiredactors.engine.mlx_engine import DEFAULT_POOL_BYTES
@@ -113,6 +113,11 @@ def test_the_smallest_machine_that_is_sold():
     assert fitting.machine_bytes(10_000) is None
 
 
+def test_names_that_are_too_long_keep_both_ends():
+    assert shown("a" * 34) == "a" * 34
+    assert shown("a" * 30 + "b" * 30) == "a" * 20 + "..." + "b" * 11
+
+
 # -- the options
 
 
@@ -194,6 +199,14 @@ def test_approximate_rows_are_marked_and_the_reason_stands_below(known, capsys):
     assert lines[-2:] == ["~ approximate:", "  large: only the config is known"]
     main(["estimate", "org/small", "--memory", "64GB"])
     assert not [line for line in lines_of(capsys) if line.startswith("~")]
+
+
+def test_a_long_name_is_cut_in_the_middle(known, capsys):
+    name = "a-very-long-name-of-a-model-of-30B-parameters-in-4bit"
+    main(["estimate", f"org/{name}", "org/small", "--memory", "64GB"])
+    lines = lines_of(capsys)
+    cells_of(lines, "a-very-long-name-of-...ers-in-4bit")
+    assert max(map(len, lines)) <= 88
 
 
 def test_what_does_not_fit_and_what_would_have_to_go(known, capsys):

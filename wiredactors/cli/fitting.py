@@ -15,6 +15,18 @@ from wiredactors.memory.units import GIB
 _MACHINES_GIB = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
+#: Longer names are cut in the middle where there is little room.
+_NAME_LENGTH = 34
+
+
+def shown(name: str) -> str:
+    """A model's name as it fits into a table."""
+    if len(name) <= _NAME_LENGTH:
+        return name
+    begin = (_NAME_LENGTH - 3) * 2 // 3
+    return f"{name[:begin]}...{name[begin + 3 - _NAME_LENGTH :]}"
+
+
 @attrs.frozen(kw_only=True)
 class Room:
     """What all models and jobs together may hold. Sizes are bytes.
@@ -71,6 +83,11 @@ class Fitting:
 
     needs: Sequence[Need]
     room: Room
+
+    @property
+    def is_approximate(self) -> bool:
+        """Whether any number in it is."""
+        return any(need.measurement.approximate for need in self.needs)
 
     @property
     def weight_bytes(self) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from wiredactors.cli.fitting import Fitting
+from wiredactors.cli.fitting import Fitting, shown
 from wiredactors.memory.units import GIB, format_bytes
 
 _WEIGHTS, _WORKSPACE, _MARGIN = "#8aa4cf", "#c9d7ef", "#d9d9d9"
@@ -40,17 +40,17 @@ def draw_fitting(
     """
     from matplotlib.figure import Figure
 
-    bars = [_Bar(need.name, Fitting([need], fitting.room), "") for need in fitting.needs]
+    bars = [_Bar(shown(need.name), Fitting([need], fitting.room), "") for need in fitting.needs]
     if len(bars) > 1:
         bars.append(_Bar("all together", fitting, " of each"))
     figure = Figure(figsize=(11, 2.2 + 0.6 * len(bars)), layout="constrained")
     axes = figure.subplots()
     end = _draw_room(axes, fitting, bars)
+    axes.set_xlim(0, end)
     for row, bar in enumerate(bars):
         _draw_bar(axes, row, bar, jobs, end)
     axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=9)
     axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, end)
     axes.set_xlabel("GiB")
     axes.grid(axis="x", color="#eeeeee")
     axes.set_axisbelow(True)
@@ -139,20 +139,26 @@ def _draw_jobs(axes: Any, row: int, fitting: Fitting, asked: int, at: float) -> 
 
 
 def _block(axes: Any, row: int, at: float, width: float, colour: str) -> None:
+    visible = width > 0.006 * axes.get_xlim()[1]  # of a narrower one the edge would leave nothing
     axes.barh(
         row,
         width,
         left=at,
         color=colour,
         edgecolor="white",
-        linewidth=0.6,
+        linewidth=0.6 if visible else 0,
         height=_HEIGHT,
         zorder=2,
     )
 
 
 def _text(axes: Any, row: int, at: float, text: str, colour: str, ha: str) -> None:
-    axes.text(at, row, text, va="center", ha=ha, fontsize=9, color=colour, zorder=5)
+    from matplotlib.patheffects import withStroke
+
+    halo = [] if colour == "white" else [withStroke(linewidth=3, foreground=_RESERVE)]
+    axes.text(
+        at, row, text, va="center", ha=ha, fontsize=9, color=colour, zorder=5, path_effects=halo
+    )
 
 
 def _legend(jobs: int) -> list[Any]:

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 import attrs
 
-from wiredactors.cli.fitting import Fitting
+from wiredactors.cli.fitting import Fitting, shown
 from wiredactors.memory.units import GIB, MIB, format_bytes
 
 _WIDTH = 88
-_HEADER = ("model", "weights", "workspace", "margin", "KV of a job", "jobs alone")
+_HEADER = ("  model", "weights", "workspace", "margin", "KV of a job", "jobs alone")
 
 
 def fitting_lines(
@@ -34,7 +34,7 @@ def fitting_lines(
     """
     yield (
         f"A job reads {prompt_tokens:,} tokens and generates {max_tokens:,}. "
-        "Nothing was loaded; all sizes are predicted."
+        "Nothing was loaded: sizes are predicted."
     )
     if draft is not None:
         yield f"{draft} drafts for each model, and is counted with it."
@@ -53,20 +53,19 @@ def fitting_lines(
 
 
 def _table(fitting: Fitting) -> Iterator[str]:
-    size = _unit(fitting)
-    rows = [_HEADER, ("", *[size.name] * 4, "")]
-    rows += [_row(need.name, Fitting([need], fitting.room), size) for need in fitting.needs]
-    if len(fitting.needs) > 1:
+    size, several = _unit(fitting), len(fitting.needs) > 1
+    rows = [_HEADER, ("  ", *[size.name] * 4, "")]
+    rows += [_row(shown(need.name), Fitting([need], fitting.room), size) for need in fitting.needs]
+    if several:
         rows.append(_row("all together", fitting, size, " each"))
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    rule = "  ".join("-" * width for width in widths)
+    rule = "  " + "  ".join("-" * width for width in [widths[0] - 2, *widths[1:]])
     for number, row in enumerate(rows):
-        if number == 2 or (row[0] == "all together" and number == len(rows) - 1):
-            yield f"  {rule}"
+        if number == 2 or (several and number == len(rows) - 1):
+            yield rule
         first, *others = row
         cells = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
-        mark = "~" if number > 1 and _is_approximate(fitting, row[0]) else " "
-        yield "  ".join([f"{mark} {first.ljust(widths[0])}", *cells]).rstrip()
+        yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
 
 
 @attrs.frozen
@@ -88,18 +87,13 @@ def _unit(fitting: Fitting) -> _Unit:
 
 def _row(name: str, fitting: Fitting, size: _Unit, unit: str = "") -> tuple[str, ...]:
     return (
-        name,
+        f"{'~' if fitting.is_approximate else ' '} {name}",
         size(fitting.weight_bytes),
         size(fitting.workspace_bytes),
         size(fitting.margin_bytes),
         size(fitting.round_bytes),
         f"{fitting.jobs:,}{unit}" if fitting.left_bytes >= 0 else "too large",
     )
-
-
-def _is_approximate(fitting: Fitting, name: str) -> bool:
-    of_it = [need for need in fitting.needs if need.name == name] or fitting.needs
-    return any(need.measurement.approximate for need in of_it)
 
 
 def _budget(fitting: Fitting, jobs: int, assumed: bool) -> Iterator[str]:
