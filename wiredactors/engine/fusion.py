@@ -21,8 +21,8 @@ from wiredactors.engine.graph import Graph, Name, Operation
 from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.layout import ELEMENTWISE, FUSED
 
-#: MLX fuses at most so many in a row, and of those with several inputs half as many: where functions
-#: are compiled for any shape, as most are, it puts an operation before each that broadcasts it.
+#: MLX fuses at most so many in a row, half as many where each has several inputs: in a function
+#: that is compiled for any shape, as most are, it broadcasts each input of those first.
 _DEPTH = 11
 #: ... of at most so many arrays.
 _ARRAYS = 24
