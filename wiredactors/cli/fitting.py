@@ -16,7 +16,7 @@ _MACHINES_GIB = (8, 16, 18, 24, 32, 36, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 #: Longer names are cut in the middle where there is little room.
-_NAME_LENGTH = 34
+_NAME_LENGTH = 32
 
 
 def shown(name: str) -> str:
