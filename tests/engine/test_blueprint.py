@@ -238,7 +238,7 @@ def test_a_config_file_that_is_none(tmp_path, text):
 # -- what it costs
 
 MEASURE = """
-import json, resource, sys, time
+import json, sys, time
 from wiredactors.engine.blueprint import draw_config, draw_directory
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
 import psutil
@@ -256,7 +256,7 @@ if source.is_dir():
 else:
     blueprint = draw_config(json.loads(source.read_text()))
 seconds = time.process_time() - begin
-grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - memory
+grown = process.memory_info().rss - memory
 print(json.dumps([blueprint.weight_bytes, seconds, mx.get_peak_memory(), grown]))
 """
 
