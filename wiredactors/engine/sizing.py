@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wiredactors.engine.cache import is_rotating, parts
+from wiredactors.engine.devices import device
 from wiredactors.engine.imports import import_mlx_lm
-from wiredactors.engine.liveness import CPU
 from wiredactors.engine.tracing import Tracer, key_value_parts
 from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost
 from wiredactors.memory.errors import ModelLoadError
@@ -32,7 +32,7 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
     Raises:
         ModelLoadError: the model's cache cannot be shared by a batch, or nothing is known of it.
     """
-    tracer = Tracer(model, shared_caches(model, 1), CPU)
+    tracer = Tracer(model, shared_caches(model, 1), device())
     try:
         tracer.step(1, prefill_step_size)
     except Exception as error:
@@ -55,7 +55,7 @@ def guess_from(
         ModelLoadError: nothing is known of its caches.
     """
     model = failed.model
-    tracer = Tracer(model, caches, CPU, after)
+    tracer = Tracer(model, caches, device(), after)
     fed = next(iter(failed.fed.values()), None)
     if fed is not None:
         tracer.fed = dict.fromkeys(range(len(key_value_parts(caches))), fed)
@@ -136,8 +136,8 @@ def step_workspace(model: Any, *, prefill_step_size: int, rows: int, context: in
         ModelLoadError: the model's cache cannot be shared by a batch.
     """
     step = min(prefill_step_size, context)
-    prefill = Tracer(model, shared_caches(model, 1), CPU)
-    decode = Tracer(model, shared_caches(model, rows), CPU)
+    prefill = Tracer(model, shared_caches(model, 1), device())
+    decode = Tracer(model, shared_caches(model, rows), device())
     return max(
         workspace_at(prefill, rows=1, tokens=step, context=context),
         workspace_at(decode, rows=rows, tokens=1, context=context, logits=True),
