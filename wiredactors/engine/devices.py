@@ -34,6 +34,9 @@ def _on_metal(size: int) -> int:
     return size if size <= _PAGE else -(-size // _PAGE) * _PAGE
 
 
+_CPU, _CUDA, _METAL = Kernels(), CudaKernels(), MetalKernels()
+
+
 @attrs.frozen
 class Device:
     """How far work that was given out may be ahead of work that is done, and what memory it takes.
@@ -50,8 +53,8 @@ class Device:
     tasks: int = 10  # MAX_ACTIVE_TASKS in mlx/transforms.cpp
     task_calls: int = 10  # DISPATCHES_PER_TASK in mlx/backend/cpu/encoder.h
     task_items: int | None = None
-    kernels: Kernels = attrs.field(factory=Kernels)
-    allocated: Callable[[int], int] = attrs.field(default=_exactly)
+    kernels: Kernels = _CPU
+    allocated: Callable[[int], int] = _exactly
 
 
 CPU = Device()
@@ -69,7 +72,7 @@ def cuda(compute_capability: int = 90) -> Device:
     return Device(
         task_calls=calls,
         task_items=(mega + 1) << 20,
-        kernels=CudaKernels(),
+        kernels=_CUDA,
         allocated=_on_cuda,
     )
 
@@ -83,7 +86,7 @@ def metal(architecture: str = "") -> Device:
     return Device(
         task_calls=calls,
         task_items=(mega + 1) << 20,
-        kernels=MetalKernels(),
+        kernels=_METAL,
         allocated=_on_metal,
     )
 

@@ -15,7 +15,7 @@ from wiredactors.engine.layout import ELEMENTWISE, FUSED, Layout, elementwise, r
 _NORMS = ("RMSNorm", "LayerNorm")
 
 #: They take over any buffer that nobody else keeps, however large it is.
-_GREEDY = (*_NORMS, "Softmax", "RoPE", "Scan", "ScaledDotProductAttention")
+_GREEDY = (*_NORMS, "Softmax", "RoPE", "ScaledDotProductAttention")
 
 _IN_PLACE = {
     **ELEMENTWISE,
@@ -145,9 +145,9 @@ class CudaKernels(GpuKernels):
             # Measured: from 512 tokens on cuDNN has an H100 work on 1,056 parts of 128 tokens at
             # most, each a sum, a maximum and a result in four bytes.
             if context < 512:
-                return [*copied, 8 * rows, 8 * rows]
+                return [*copied, 4 * rows, 4 * rows]
             parts = min(-(-context // 128), max(1, 1056 // (rows * heads)))
-            return [*copied, 8 * rows, 8 * rows, 4 * work * parts * (width + 2)]
+            return [*copied, 4 * rows, 4 * rows, 4 * work * parts * (width + 2)]
         if context > 1024:
             return [*copied, 4 * work * 32 * width, 4 * work * 32, 4 * work * 32]
         return copied
