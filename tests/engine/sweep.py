@@ -97,6 +97,8 @@ def sweep(path: Path, cases: Sequence[Case] = EVERY_CASE) -> list[Compared]:
 def _run(path: Path, case: Case, taken: dict[Case, truth.Truth]) -> Compared:
     """Run one prompt; what it took is noted down in `taken`."""
     try:
+        if case.kv_bits is not None and case.tokens <= STEP:
+            _decode(path, case)  # before that nobody has read the packed cache
         took = taken[case] = _measure(path, case)
     except Exception as error:  # whatever a model's code trips over
         return Compared(case=case, refusal=f"{type(error).__name__}: {error}")
@@ -114,6 +116,12 @@ def _measure(path: Path, case: Case) -> truth.Truth:
         prefill_step_size=STEP,
         batch_size=case.rows,
         kv_bits=case.kv_bits,
+    )
+
+
+def _decode(path: Path, case: Case) -> None:
+    truth.measure_decode(
+        path, token_count=case.tokens, prefill_step_size=STEP, steps=1, kv_bits=case.kv_bits
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
 import attrs
 
 from wiredactors.engine.blueprint import Blueprint
+from wiredactors.engine.cache import parts
+from wiredactors.engine.devices import device
 from wiredactors.engine.imports import import_mlx_lm
-from wiredactors.engine.liveness import CPU
 from wiredactors.engine.sizing import (
     cache_cost,
     guess_from,
@@ -20,6 +22,7 @@ from wiredactors.engine.sizing import (
 from wiredactors.engine.tracing import Tracer, key_value_parts
 from wiredactors.engine.tuning import cache_maker
 from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, grown_tokens
+from wiredactors.memory.errors import ModelLoadError
 from wiredactors.memory.measurement import TuneParameters
 
 #: Of a long prompt the first chunk and so many at the end are thought through whole.
@@ -67,18 +70,22 @@ class Rehearsal:
         try:
             if self._operations(chunks) > _MOST_OPERATIONS:
                 self._step_tokens = _SHORT[-1]
-                return self._extrapolated(chunks)
-            return self._thought_through(chunks)
+                found = self._extrapolated(chunks)
+            else:
+                found = self._thought_through(chunks)
+            if parameters.kv_bits is not None:
+                self._read_packed()
         except Exception as error:
             return self._roughly(chunks, error)
+        return found
 
     def row_cost(self) -> CacheCost:
         """What any other row takes; after `run`."""
         parameters = self._parameters
-        caches = self._tracer.caches
-        if len(key_value_parts(caches)) < len(caches) and parameters.kv_bits is None:
+        if _has_states(self._tracer.caches) and parameters.kv_bits is None:
             # A state may be larger after a longer step than the prompt's last one.
-            return measure_cache(self._model, self._step_tokens)
+            with contextlib.suppress(ModelLoadError):  # its cache cannot be shared by a batch
+                return measure_cache(self._model, self._step_tokens)
         return cache_cost(
             self._tracer,
             rows=parameters.batch_size,
@@ -86,7 +93,7 @@ class Rehearsal:
         )
 
     def _new_tracer(self) -> Tracer:
-        return Tracer(self._model, self._make_cache(), CPU, self._quantize)
+        return Tracer(self._model, self._make_cache(), device(), self._quantize)
 
     def _quantize(self, caches: list[Any]) -> None:
         import_mlx_lm("generate").maybe_quantize_kv_cache(
@@ -95,6 +102,12 @@ class Rehearsal:
             kv_group_size=self._parameters.kv_group_size,
             kv_bits=self._parameters.kv_bits,
         )
+
+    def _read_packed(self) -> None:
+        """A packed cache is not read before the second step, which some models cannot do."""
+        tracer = self._new_tracer()
+        for _ in range(2):
+            tracer.step(1, 1)
 
     def _thought_through(self, chunks: list[int]) -> Found:
         tracer, rows = self._tracer, self._parameters.batch_size
@@ -127,37 +140,40 @@ class Rehearsal:
 
     def _operations(self, chunks: list[int]) -> int:
         """Operations of the whole prompt, if there are more of them the more tokens there are."""
-        if len(key_value_parts(self._tracer.caches)) == len(self._tracer.caches):
+        if not _has_states(self._tracer.caches):
             return 0  # attention alone is one graph, however long the prompt
         counts = []
         for tokens in _SHORT:
             tracer = self._new_tracer()
             tracer.step(1, tokens)
             counts.append(tracer.operations)
+        if not tracer.can_grow:
+            return 0  # nor can its sizes be extrapolated
         each_token = (counts[1] - counts[0]) // (_SHORT[1] - _SHORT[0])
         return each_token * sum(chunks)
 
     def _extrapolated(self, chunks: list[int]) -> Found:
         """From steps of few tokens: each more token takes as much as the one before."""
         parameters, rows = self._parameters, self._parameters.batch_size
-        states, workspaces = [], []
+        states, views, workspaces = [], [], []
         for tokens in _SHORT:
             tracer = self._new_tracer()
             tracer.step(rows, tokens)
             keys = sum(tracer.bytes_of(part) for part in key_value_parts(tracer.caches))
             states.append(tracer.cache_bytes - keys)
+            # The first keys and values may lie in what they were cut from.
+            views.append(keys - self._grown(tracer, [tokens]).cache_bytes)
             tracer = self._new_tracer()
             workspaces.append(
                 workspace_at(tracer, rows=rows, tokens=tokens, context=parameters.token_count)
             )
         self._tracer = tracer
-        alone = self._new_tracer()
-        alone.fed = tracer.fed
-        for chunk in chunks:
-            alone.grow(chunk)
-        kv_bytes = alone.cache_bytes + _at(chunks[-1], states)
+        keys = self._grown(tracer, chunks).cache_bytes
+        if len(chunks) == 1:
+            keys += _at(chunks[0], views)
+        kv_bytes = keys + _at(chunks[-1], states)
         # A state may keep its whole step's activations alive, so that of the largest step counts.
-        peak = alone.cache_bytes + _at(chunks[0], states) + _at(chunks[0], workspaces)
+        peak = keys + _at(chunks[0], states) + _at(chunks[0], workspaces)
         return Found(
             kv_bytes=kv_bytes,
             workspace_bytes=peak - kv_bytes,
@@ -165,6 +181,14 @@ class Rehearsal:
             approximate=f"it works token by token: its states and its workspace are extrapolated "
             f"from steps of {_SHORT[0]} to {_SHORT[-1]} tokens",
         )
+
+    def _grown(self, shown: Tracer, chunks: list[int]) -> Tracer:
+        """Keys and values alone after these chunks, of the kind that another tracer has shown."""
+        alone = self._new_tracer()
+        alone.fed = shown.fed
+        for chunk in chunks:
+            alone.grow(chunk)
+        return alone
 
     def _roughly(self, chunks: list[int], error: Exception) -> Found:
         """Where the model's own code asks for numbers that are not there.
@@ -193,6 +217,11 @@ class Rehearsal:
             approximate="its code asks for numbers that only running it gives, so all layers are "
             "taken to be like the first, and the workspace is a rough guess",
         )
+
+
+def _has_states(caches: list[Any]) -> bool:
+    """Whether any of them holds something else than keys and values."""
+    return any(not key_value_parts([part]) for cache in caches for part in parts(cache))
 
 
 def _found(tracer: Tracer) -> Found:

@@ -140,22 +140,33 @@ def step_workspace(model: Any, *, prefill_step_size: int, rows: int, context: in
     decode = Tracer(model, shared_caches(model, rows), device())
     return max(
         workspace_at(prefill, rows=1, tokens=step, context=context),
-        workspace_at(decode, rows=rows, tokens=1, context=context, logits=True),
+        workspace_at(decode, rows=rows, tokens=1, context=context, chunk=step, logits=True),
     )
 
 
 def workspace_at(
-    tracer: Tracer, *, rows: int, tokens: int, context: int, logits: bool = False
+    tracer: Tracer,
+    *,
+    rows: int,
+    tokens: int,
+    context: int,
+    chunk: int | None = None,
+    logits: bool = False,
 ) -> int:
     """What a new tracer's step holds beside its caches, first of all and at the context's end.
 
-    Bytes of the larger one of two steps of `tokens` tokens for each row.
+    Bytes of the larger one of two steps of `tokens` tokens for each row. What lies between was read
+    in chunks of `chunk` tokens (or as many): a window keeps the last one whole, and the next step
+    cuts it.
     """
     tracer.step(rows, tokens, logits=logits)
-    if context > 2 * tokens:
+    between = context - 2 * tokens
+    if between > 0:
+        last = min(chunk or tokens, between)
         if tracer.can_grow:
-            tracer.grow(context - 2 * tokens)
-            tracer.steps.pop()  # caches alone: no step of the model's
+            for more in filter(None, (between - last, last)):
+                tracer.grow(more)
+                tracer.steps.pop()  # caches alone: no step of the model's
         tracer.step(rows, tokens, logits=logits)
     return tracer.workspace_bytes
 

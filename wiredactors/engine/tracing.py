@@ -14,10 +14,14 @@ from typing import Any, NamedTuple
 
 import attrs
 
+from wiredactors.engine.cache import parts
 from wiredactors.engine.fusion import compiles, fuse, marked_functions
 from wiredactors.engine.graph import record_graph
 from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.liveness import Buffer, Device, Held, evaluate
+
+#: Caches of which it is known how they grow.
+_GROWING = ("KVCache", "RotatingKVCache", "QuantizedKVCache", "ArraysCache")
 
 
 class Step(NamedTuple):
@@ -82,11 +86,16 @@ class Tracer:
 
     @property
     def can_grow(self) -> bool:
-        """Whether the caches alone can be given more tokens, once a step has shown of what kind."""
-        kinds = ("KVCache", "RotatingKVCache", "QuantizedKVCache")
-        parts = key_value_parts(self.caches)
-        known = all(type(part).__name__.removeprefix("Batch") in kinds for part in parts)
-        return known and set(self.fed) == set(range(len(parts)))
+        """Whether the caches alone can be given more tokens, once a step has shown of what kind.
+
+        States do not grow; what a cache of the model's own does nobody knows.
+        """
+        known = all(
+            type(part).__name__.removeprefix("Batch") in _GROWING
+            for cache in self.caches
+            for part in parts(cache)
+        )
+        return known and set(self.fed) == set(range(len(key_value_parts(self.caches))))
 
     def grow(self, tokens: int) -> None:
         """As `step`, but for the caches alone: keys and values of `tokens` more tokens.
@@ -123,13 +132,13 @@ class Tracer:
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
         """Note down which keys and values each cache is given."""
-        parts = key_value_parts(self.caches)
-        for place, part in enumerate(parts):
+        watched = key_value_parts(self.caches)
+        for place, part in enumerate(watched):
             part.update_and_fetch = functools.partial(self._feed, place, part.update_and_fetch)
         try:
             yield
         finally:
-            for part in parts:
+            for part in watched:
                 del part.update_and_fetch
 
     def _feed(self, place: int, feed: Callable[..., Any], keys: Any, values: Any) -> Any:
