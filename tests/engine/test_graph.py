@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from wiredactors.engine.graph import Graph, Shaped, record_graph
+from tests.engine.graphs import Drawing
+from wiredactors.engine.graph import Graph, Shaped, _unmerge, record_graph
 
 mx = pytest.importorskip("mlx.core")
 
@@ -81,16 +82,33 @@ class TestUnmerged:
 
     def test_each_cache_has_zeros_of_its_own(self) -> None:
         def function(x: Any) -> list[Any]:
-            grown = [mx.concatenate([x, mx.zeros((5, 3))]) for _ in range(3)]
-            return [mx.exp(grown[0]), mx.sin(grown[1]), mx.cos(grown[2]), mx.zeros((5, 3))]
+            parts = [mx.exp(x), mx.sin(x), mx.cos(x)]
+            return [mx.concatenate([part, mx.zeros((5, 3))]) for part in parts]
 
         graph = record_graph(function, [mx.zeros((2, 3))])
-        users = [each.inputs[1] for each in graph.operations if each.primitive == "Concatenate"]
-        users.append(graph.outputs[-1])
-        makers = graph.makers()
-        assert len(set(users)) == len(users)
-        assert {makers[name].primitive for name in users} == {"Full"}
-        assert all(graph.arrays[name].shape == (5, 3) for name in users)
+        added = [each.inputs[1] for each in graph.operations if each.primitive == "Concatenate"]
+        assert len(set(added)) == 3
+        assert {graph.makers()[name].primitive for name in added} == {"Full"}
+        assert {graph.arrays[name].shape for name in added} == {(5, 3)}
+
+    def test_each_attention_has_numbers_of_its_own_for_a_mask(self) -> None:
+        """As CUDA asks for them; two attentions of one mask."""
+        drawing = Drawing()
+        bits = drawing.takes("bits", 4, 4, item_bytes=1)
+        one = drawing.takes("one")
+        zeros = drawing.makes("Full", "zeros", [one], 4, 4)
+        numbers = drawing.makes("Select", "numbers", [bits, zeros, zeros], 4, 4)
+        other = drawing.makes("Exp", "other", [numbers], 4, 4)
+        for name in ("a", "b"):
+            drawing.makes("ScaledDotProductAttention", name, [bits, bits, bits, numbers], 4, 4)
+        graph = drawing.wants("a", "b", other)
+        _unmerge(graph)
+        masks = [each.inputs[3] for each in graph.operations if len(each.inputs) == 4]
+        made = graph.makers()
+        assert len(set(masks)) == 2
+        assert {made[name].primitive for name in masks} == {"Select"}
+        of_zeros = [name for mask in masks for name in made[mask].inputs[1:]]
+        assert len(set(of_zeros)) == 4
 
     def test_what_is_made_of_one_array_stays_shared(self) -> None:
         graph = record_graph(lambda x: [mx.exp(mx.sin(x)), mx.cos(mx.sin(x))], [mx.zeros(3)])

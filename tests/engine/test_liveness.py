@@ -53,9 +53,19 @@ class TestDonation:
 
     def test_not_what_is_of_another_width(self) -> None:
         drawing = Drawing()
-        first = drawing.makes("Exp", "a", [drawing.takes("x", 10_000)], 10_000)
-        second = drawing.makes("AsType", "b", [first], 10_000, item_bytes=2)
-        assert evaluate(drawing.wants(second)).peak_bytes == WIDE + WIDE // 2
+        first = drawing.makes("Exp", "a", [drawing.takes("x", 1000)], 1000)
+        second = drawing.makes("AsType", "b", [first], 1000, item_bytes=2)
+        assert evaluate(drawing.wants(second)).peak_bytes == 4000 + 2000
+
+    def test_not_what_lies_in_another_order(self) -> None:
+        """The sum of rows and columns is made of rows, and only the columns are to be had."""
+        drawing = Drawing()
+        rows = drawing.takes("x", 100, 100)
+        made = drawing.makes("Exp", "a", [rows], 100, 100)
+        columns = drawing.makes("Transpose", "b", [made], 100, 100, arguments=[[1, 0]])
+        graph = drawing.wants(drawing.makes("Add", "c", [rows, columns], 100, 100))
+        assert evaluate(graph).peak_bytes == 2 * WIDE
+        assert peak_of(lambda x: x + mx.exp(x).T, (100, 100)) == 2 * WIDE
 
     @pytest.mark.parametrize(("rest", "more"), [(16384, 0), (16388, 40)])
     def test_not_what_lies_in_a_buffer_that_is_much_larger(self, rest: int, more: int) -> None:
@@ -132,6 +142,18 @@ class TestCopies:
         assert peak_of(function, (10, 10), (10, 10)) == 400
 
 
+def test_a_rotation_on_cuda_keeps_the_gaps_of_wider_rows() -> None:
+    """Four of 512 numbers each, from the first to the last 1,600 of them."""
+    drawing = Drawing()
+    wide = drawing.takes("x", 1, 1, 4, 512)
+    arguments = [[0, 0, 0, 0], [1, 1, 4, 64], [1, 1, 1, 1]]
+    part = drawing.makes("Slice", "a", [wide], 1, 1, 4, 64, arguments=arguments)
+    graph = drawing.wants(
+        drawing.makes("RoPE", "b", [part, drawing.takes("at")], 1, 1, 4, 64, arguments=[64, False])
+    )
+    assert evaluate(graph, device=cuda()).peak_bytes == cuda().allocated(4 * 1600) == 8192
+
+
 class TestOrder:
     def test_the_first_input_is_made_first_where_all_fit(self) -> None:
         drawing = Drawing()
@@ -192,6 +214,16 @@ class TestRunAhead:
         # 2 calls each: after 110 calls, which are 55 of them, the first task has been waited for,
         # which are five of them. So at most 55 at once, and the one that comes next.
         assert evaluate(self.transforms(500).graph).peak_bytes in (55 * WIDE, 56 * WIDE)
+
+    def test_looking_at_a_buffer_in_another_way_is_one_call(self) -> None:
+        """Three calls for each pair, so that each task of three waits for the one before."""
+        drawing = Drawing()
+        name = drawing.takes("x", 10_000)
+        for number in range(20):
+            made = drawing.makes("Hadamard", f"h{number}", [name], 10_000)
+            name = drawing.makes("Reshape", f"r{number}", [made], 10_000)
+        device = Device(tasks=0, task_calls=3)
+        assert evaluate(drawing.wants(name), device=device).peak_bytes == 2 * WIDE
 
     def test_mlx_runs_no_further(self) -> None:
         def function(x: Any) -> Any:
