@@ -216,7 +216,7 @@ class TestRunAhead:
         assert evaluate(self.transforms(500).graph).peak_bytes in (55 * WIDE, 56 * WIDE)
 
     def test_looking_at_a_buffer_in_another_way_is_one_call(self) -> None:
-        """Three calls for each pair, so that a task of twelve is four pairs; a fifth is waited for."""
+        """Three calls for each pair: a task of twelve is four pairs, and a fifth is given out."""
         drawing = Drawing()
         name = drawing.takes("x", 10_000)
         for number in range(20):
