@@ -15,8 +15,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import attrs
-
 from wiredactors.engine.graph import Graph, Name, Operation
 from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.layout import ELEMENTWISE, FUSED
@@ -104,7 +102,7 @@ def fuse(graph: Graph) -> None:
             name = same[name]
         return name
 
-    users = _users(graph, marks)
+    users = _users(graph)
     gone: set[int] = set()
     fused: dict[int, Operation] = {}
     for mark in marks:
@@ -122,9 +120,7 @@ def fuse(graph: Graph) -> None:
             continue
         operation = fused.get(id(operation)) or operation
         if id(operation) not in gone:
-            operations.append(
-                attrs.evolve(operation, inputs=tuple(real(name) for name in operation.inputs))
-            )
+            operations.append(operation.reading(tuple(map(real, operation.inputs))))
     graph.operations = operations
     graph.outputs = tuple(real(name) for name in graph.outputs)
 
@@ -133,12 +129,12 @@ def _is_mark(graph: Graph, operation: Operation) -> bool:
     return operation.primitive == "Depends" and (graph.arrays[operation.inputs[-1]].shape == _MARK)
 
 
-def _users(graph: Graph, marks: list[Operation]) -> dict[Name, int]:
+def _users(graph: Graph) -> dict[Name, int]:
     """How many operations use an array; a mark, and whoever wants it, count as one."""
     users: dict[Name, int] = {}
     for operation in graph.operations:
         names = operation.inputs
-        if operation.primitive == "Depends" and operation in marks:
+        if _is_mark(graph, operation):
             names = names[: len(operation.outputs)]
         for name in names:
             users[name] = users.get(name, 0) + 1

@@ -47,6 +47,12 @@ class Operation:
     outputs: tuple[Name, ...]
     arguments: Sequence[Any]
 
+    def reading(self, inputs: tuple[Name, ...]) -> Operation:
+        """The same operation on other inputs."""
+        if inputs == self.inputs:
+            return self
+        return Operation(self.primitive, inputs, self.outputs, self.arguments)
+
 
 @attrs.define
 class Graph:
@@ -97,7 +103,7 @@ def record_graph(function: Callable[..., Sequence[Any]], arrays: Sequence[Any]) 
         for name, shape, dtype in entries:
             if name not in graph.arrays:
                 graph.arrays[name] = Shaped(tuple(shape), dtype.size)
-        return tuple(name for name, *_ in entries)
+        return tuple([entry[0] for entry in entries])
 
     def take(entry: dict[str, Any]) -> None:
         kind = entry["type"]
@@ -151,8 +157,8 @@ def _unmerge(graph: Graph) -> None:
 
     for operation in graph.operations:
         attends = operation.primitive == "ScaledDotProductAttention"
-        inputs = tuple(own(name, mask=attends) for name in operation.inputs)
-        operations.append(attrs.evolve(operation, inputs=inputs))
+        inputs = tuple([own(name, mask=attends) for name in operation.inputs])
+        operations.append(operation.reading(inputs))
     graph.outputs = tuple(own(name) for name in graph.outputs)
     graph.operations = operations
 

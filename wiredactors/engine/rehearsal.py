@@ -17,7 +17,7 @@ from wiredactors.engine.sizing import (
     guess_from,
     measure_cache,
     rough_workspace,
-    workspace_at,
+    workspace_at_end,
 )
 from wiredactors.engine.tracing import Tracer, key_value_parts
 from wiredactors.engine.tuning import cache_maker
@@ -61,15 +61,14 @@ class Rehearsal:
         self._parameters = parameters
         self._make_cache = cache_maker(self._model, parameters, import_mlx_lm("models.cache"))
         self._tracer = self._new_tracer()
-        self._step_tokens = parameters.prefill_step_size  # of a step that is thought through
+        self._short: list[Tracer] = []
 
     def run(self) -> Found:
         parameters = self._parameters
         whole, rest = divmod(parameters.token_count, parameters.prefill_step_size)
         chunks = [parameters.prefill_step_size] * whole + [rest] * (rest > 0)
         try:
-            if self._operations(chunks) > _MOST_OPERATIONS:
-                self._step_tokens = _SHORT[-1]
+            if self._is_too_long(chunks):
                 found = self._extrapolated(chunks)
             else:
                 found = self._thought_through(chunks)
@@ -82,10 +81,11 @@ class Rehearsal:
     def row_cost(self) -> CacheCost:
         """What any other row takes; after `run`."""
         parameters = self._parameters
-        if _has_states(self._tracer.caches) and parameters.kv_bits is None:
+        states = _has_states(self._tracer.caches) and self._tracer not in self._short
+        if states and parameters.kv_bits is None:
             # A state may be larger after a longer step than the prompt's last one.
             with contextlib.suppress(ModelLoadError):  # its cache cannot be shared by a batch
-                return measure_cache(self._model, self._step_tokens)
+                return measure_cache(self._model, parameters.prefill_step_size)
         return cache_cost(
             self._tracer,
             rows=parameters.batch_size,
@@ -138,34 +138,39 @@ class Rehearsal:
             else:
                 tracer.step(parameters.batch_size, 1, logits=True)
 
-    def _operations(self, chunks: list[int]) -> int:
-        """Operations of the whole prompt, if there are more of them the more tokens there are."""
+    def _is_too_long(self, chunks: list[int]) -> bool:
+        """Whether the model works token by token, and there are too many of them.
+
+        The short steps that show it stay in `_short`.
+        """
         if not _has_states(self._tracer.caches):
-            return 0  # attention alone is one graph, however long the prompt
-        counts = []
+            return False  # attention alone is one graph, however long the prompt
         for tokens in _SHORT:
             tracer = self._new_tracer()
-            tracer.step(1, tokens)
-            counts.append(tracer.operations)
+            tracer.step(self._parameters.batch_size, tokens)
+            self._short.append(tracer)
         if not tracer.can_grow:
-            return 0  # nor can its sizes be extrapolated
-        each_token = (counts[1] - counts[0]) // (_SHORT[1] - _SHORT[0])
-        return each_token * sum(chunks)
+            return False  # nor can its sizes be extrapolated
+        fewer, more = (tracer.operations for tracer in self._short)
+        each_token = (more - fewer) // (_SHORT[1] - _SHORT[0])
+        return each_token * sum(chunks) > _MOST_OPERATIONS
 
     def _extrapolated(self, chunks: list[int]) -> Found:
         """From steps of few tokens: each more token takes as much as the one before."""
-        parameters, rows = self._parameters, self._parameters.batch_size
+        parameters = self._parameters
         states, views, workspaces = [], [], []
-        for tokens in _SHORT:
-            tracer = self._new_tracer()
-            tracer.step(rows, tokens)
+        for tokens, tracer in zip(_SHORT, self._short, strict=True):
             keys = sum(tracer.bytes_of(part) for part in key_value_parts(tracer.caches))
             states.append(tracer.cache_bytes - keys)
             # The first keys and values may lie in what they were cut from.
             views.append(keys - self._grown(tracer, [tokens]).cache_bytes)
-            tracer = self._new_tracer()
             workspaces.append(
-                workspace_at(tracer, rows=rows, tokens=tokens, context=parameters.token_count)
+                workspace_at_end(
+                    tracer,
+                    rows=parameters.batch_size,
+                    tokens=tokens,
+                    context=parameters.token_count,
+                )
             )
         self._tracer = tracer
         keys = self._grown(tracer, chunks).cache_bytes
@@ -179,7 +184,7 @@ class Rehearsal:
             workspace_bytes=peak - kv_bytes,
             peak_bytes=peak,
             approximate=f"it works token by token: its states and its workspace are extrapolated "
-            f"from steps of {_SHORT[0]} to {_SHORT[-1]} tokens",
+            f"from steps of {_SHORT[0]} and {_SHORT[1]} tokens",
         )
 
     def _grown(self, shown: Tracer, chunks: list[int]) -> Tracer:

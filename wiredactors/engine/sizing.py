@@ -137,14 +137,16 @@ def step_workspace(model: Any, *, prefill_step_size: int, rows: int, context: in
     """
     step = min(prefill_step_size, context)
     prefill = Tracer(model, shared_caches(model, 1), device())
+    prefill.step(1, step)
     decode = Tracer(model, shared_caches(model, rows), device())
+    decode.step(rows, 1, logits=True)
     return max(
-        workspace_at(prefill, rows=1, tokens=step, context=context),
-        workspace_at(decode, rows=rows, tokens=1, context=context, chunk=step, logits=True),
+        workspace_at_end(prefill, rows=1, tokens=step, context=context),
+        workspace_at_end(decode, rows=rows, tokens=1, context=context, chunk=step, logits=True),
     )
 
 
-def workspace_at(
+def workspace_at_end(
     tracer: Tracer,
     *,
     rows: int,
@@ -153,13 +155,12 @@ def workspace_at(
     chunk: int | None = None,
     logits: bool = False,
 ) -> int:
-    """What a new tracer's step holds beside its caches, first of all and at the context's end.
+    """What a step holds beside its caches: the one that was, or one more at the context's end.
 
-    Bytes of the larger one of two steps of `tokens` tokens for each row. What lies between was read
+    Bytes of the larger one of two steps of `tokens` tokens for each row. What lies between is read
     in chunks of `chunk` tokens (or as many): a window keeps the last one whole, and the next step
     cuts it.
     """
-    tracer.step(rows, tokens, logits=logits)
     between = context - 2 * tokens
     if between > 0:
         last = min(chunk or tokens, between)
