@@ -18,6 +18,7 @@ from typing import Any
 
 import attrs
 
+from wiredactors.engine.devices import device
 from wiredactors.engine.gguf import read_gguf_header
 from wiredactors.engine.gguf_layout import gguf_config
 from wiredactors.engine.gguf_model import empty_model
@@ -272,12 +273,14 @@ def _emptied(model: Any, config: Mapping[str, Any], approximate: str | None) -> 
     mx = import_mlx()
     utils = importlib.import_module("mlx.utils")
     weights = {id(array): array for _, array in _flatten(model.parameters())}
+    allocated = device().allocated
     hollow = {key: mx.zeros(array.shape, array.dtype) for key, array in weights.items()}
     model.update(utils.tree_map(lambda array: hollow[id(array)], model.parameters()))
     return Blueprint(
         model=model,
         config=config,
-        weight_bytes=sum(array.nbytes for array in weights.values()) + resident_table_bytes(model),
+        weight_bytes=sum(allocated(array.nbytes) for array in weights.values())
+        + resident_table_bytes(model),
         approximate=approximate,
     )
 

@@ -66,7 +66,8 @@ class Tracer:
         self._weights = _flatten(model.parameters())
         self.fed: dict[int, Fed] = {}
         self._buffers = [
-            Buffer(number, array.nbytes) for number, array in enumerate(_arrays_of(caches))
+            Buffer(number, device.allocated(array.nbytes))
+            for number, array in enumerate(_arrays_of(caches))
         ]
 
     def step(self, rows: int, tokens: int, *, logits: bool = False) -> None:
