@@ -39,7 +39,7 @@ OR_SAY = || { tail -n 25 $(LOG); \
 	echo; echo "Setup failed; pip's whole output is in $(LOG)."; exit 1; }
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly lint format bench lock clean
+.PHONY: help setup demo test nightly lint format bench sizing lock clean
 .DELETE_ON_ERROR:
 
 help: ## Show this list
@@ -102,6 +102,9 @@ bench: setup ## Run scenarios/benchmarks/*.py, one JSON file each in out/bench/
 		mv out/bench/$$name.json.part out/bench/$$name.json; \
 		cat out/bench/$$name.json; \
 	done
+
+sizing: setup ## Measure every architecture and write the table in docs/sizing.md (10 to 20 minutes)
+	@$(BIN)/python tools/sizing_table.py
 
 lock: ## Resolve the newest allowed versions on Linux and write requirements.lock
 	@mkdir -p out && $(PYTHON) -m venv --clear out/lock

@@ -33,6 +33,21 @@ MakeArchitecture = Callable[[str], Path]
 #: Those that run in each test; `make sizing` runs them all.
 CASES = (Case(40, rows=4), Case(300), Case(700), Case(700, kv_bits=8))
 
+#: Those that work token by token, which takes long.
+UNROLLED = {
+    "bailing_moe_linear",
+    "bailing_moe_v3",
+    "jamba",
+    "kimi_k3",
+    "kimi_linear",
+    "olmo_hybrid",
+    "prism_hadamard_qwen35",
+    "qwen3_5",
+    "qwen3_5_moe",
+    "qwen3_next",
+}
+SHORT_CASES = (Case(40, rows=4), Case(150), Case(150, kv_bits=8))
+
 #: Where weights are not met to the byte: how far they may be off, and why.
 WEIGHTS_OFF = {
     "deepseek_v2": 32,  # scalars that are equal: MLX makes one of them when it loads
@@ -76,7 +91,8 @@ def active() -> int:
 @functools.cache
 def compared(name: str) -> tuple[Compared, ...]:
     with tempfile.TemporaryDirectory() as directory:
-        return tuple(sweep(make_architecture(Path(directory), name), CASES))
+        path = make_architecture(Path(directory), name)
+        return tuple(sweep(path, SHORT_CASES if name in UNROLLED else CASES))
 
 
 def ran(name: str) -> list[Compared]:
@@ -88,7 +104,7 @@ class TestEveryArchitecture:
     def test_what_it_takes_is_predicted(self, name: str) -> None:
         for each in compared(name):
             assert each.agree, f"{each.case}: {each.refusal or 'it ran'}; {each.refused}"
-        assert len(ran(name)) >= 3
+        assert {each.case.tokens for each in ran(name)} >= {40, 150 if name in UNROLLED else 300}
         for each in ran(name):
             predicted, taken = each.weights
             assert abs(predicted - taken) <= WEIGHTS_OFF.get(name, 0), each.case
@@ -150,7 +166,7 @@ class TestOtherPrompts:
     def test_chunks_that_are_no_multiple_of_a_caches_step(
         self, architecture: MakeArchitecture, name: str
     ) -> None:
-        assert_met(architecture(name), token_count=610, prefill_step_size=300, batch_size=2)
+        assert_met(architecture(name), token_count=850, prefill_step_size=300, batch_size=2)
 
     @pytest.mark.parametrize("name", ["llama", "gemma3_text", "mamba2", "deepseek_v41"])
     def test_a_long_prompt_whose_middle_is_not_thought_through(
