@@ -256,6 +256,28 @@ async def test_unload_waits_for_a_measurement_and_takes_no_new_one(
     assert house.measured == [8]
 
 
+async def test_unload_waits_for_a_measurement_that_is_only_thought_through_yet(
+    autojump_clock: MockClock,
+) -> None:
+    house = House()
+    for cancel in (False, True):
+        async with house.opened() as model, trio.open_nursery() as nursery:
+            predict = model._ready.loaded.predict
+
+            async def slowly(parameters: Any, predict: Any = predict) -> WiredMemoryMeasurement:
+                await trio.sleep(5)
+                return await predict(parameters)
+
+            model._ready.loaded.predict = slowly  # type: ignore[method-assign]
+            nursery.start_soon(model.tune)
+            await wait_all_tasks_blocked()
+            if cancel:
+                nursery.cancel_scope.cancel()
+            else:
+                await house.runtime.unload("model")
+    assert house.measured == [5 + 8]
+
+
 async def test_unload_waits_for_jobs_and_measurements_alike(autojump_clock: MockClock) -> None:
     house = House()
     for tokens in (3, 30):  # shorter and longer than the measurement

@@ -114,12 +114,12 @@ class Work:
         tokens = parameters.token_count + parameters.decode_tokens
         if tokens > self.loaded.context_length:
             raise PromptTooLong(tokens, self.loaded.context_length)
-        predicted = await self.loaded.predict(parameters)
-        # Its steps may be larger than those for which the workspace is held.
-        more = max(0, predicted.workspace_bytes - self._workspace_bytes)
-        ticket = self._ticket(self._new_id("tune"), predicted.kv_bytes + more)
         measurement = None
         with self._measuring():
+            predicted = await self.loaded.predict(parameters)
+            # Its steps may be larger than those for which the workspace is held.
+            more = max(0, predicted.workspace_bytes - self._workspace_bytes)
+            ticket = self._ticket(self._new_id("tune"), predicted.kv_bytes + more)
             async with ticket.wired_limit():
                 measurement = await self.loaded.tune(parameters, remeasure=remeasure)
         if measurement is None:
