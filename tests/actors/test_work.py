@@ -210,6 +210,26 @@ async def test_it_waits_for_memory_as_a_job_does(autojump_clock: MockClock) -> N
         assert house.measured == [5 + 8]
 
 
+async def test_what_is_known_needs_no_memory_and_is_not_predicted(
+    autojump_clock: MockClock,
+) -> None:
+    house = House(ceiling=190 * M)
+    async with house.opened() as model, trio.open_nursery() as nursery:
+        known = await model.tune(256)
+        loaded = model._ready.loaded
+
+        async def recall(parameters: Any) -> WiredMemoryMeasurement:
+            assert parameters.token_count == 2048
+            return known
+
+        loaded.recall = recall  # type: ignore[method-assign]
+        nursery.start_soon(occupy, house, 80 * M, 5.0)
+        await wait_all_tasks_blocked()
+        assert await model.tune() is known
+        assert (len(house.held), house.waiters) == (1, {})
+    assert house.measured == [1]
+
+
 # -- cancelling
 
 

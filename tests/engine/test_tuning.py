@@ -397,6 +397,17 @@ async def test_a_second_start_measures_nothing(bounded, tiny_model, prefills):
     assert found == [found[0]] * 4
 
 
+async def test_what_was_measured_is_answered_though_no_memory_is_left(bounded, tiny_model):
+    for known in (False, True):
+        async with open_recorded() as recorded:
+            model = await recorded.runtime.load(tiny_model("llama"), name="chat")
+            snapshot = recorded.runtime.manager.snapshot()
+            left = snapshot.ceiling - sum(ticket.size for ticket in snapshot.tickets)
+            size = left if known else 1
+            async with wa.WiredSumPolicy().ticket(size).wired_limit():
+                assert (await model.tune(130)).stored == known
+
+
 async def test_it_is_measured_again_when_asked_or_when_something_else_is(
     bounded, tiny_model, prefills, cache_folder
 ):

@@ -175,7 +175,7 @@ class Model:
         """Measure weights, cache and workspace by really running a prefill.
 
         It holds a ticket for its caches while it runs, as a job does, and may wait for it. Jobs
-        under way wait for the device meanwhile.
+        under way wait for the device meanwhile. What the engine has kept is answered at once.
 
         Args:
             token_count: tokens of each row's prompt.

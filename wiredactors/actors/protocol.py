@@ -88,6 +88,9 @@ class EngineModel(Protocol):
         Returns its share of the batch's cache in bytes until then, 0 if it never decoded.
         """
 
+    async def recall(self, parameters: TuneParameters) -> WiredMemoryMeasurement | None:
+        """What was measured of it in this way earlier; None where that was not kept."""
+
     async def predict(self, parameters: TuneParameters) -> WiredMemoryMeasurement:
         """What `tune` is going to find, without running anything. Raises ValueError."""
 

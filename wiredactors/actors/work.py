@@ -116,6 +116,8 @@ class Work:
             raise PromptTooLong(tokens, self.loaded.context_length)
         measurement = None
         with self._measuring():
+            if not remeasure and (known := await self.loaded.recall(parameters)) is not None:
+                return known
             predicted = await self.loaded.predict(parameters)
             # Its steps may be larger than those for which the workspace is held.
             more = max(0, predicted.workspace_bytes - self._workspace_bytes)

@@ -186,6 +186,11 @@ class MlxEngine:
 
     # -- measuring
 
+    async def recall(self, name: str, parameters: TuneParameters) -> WiredMemoryMeasurement | None:
+        return await self.device.run(
+            functools.partial(self._knowledge.measurement, name, parameters)
+        )
+
     async def predict(self, name: str, parameters: TuneParameters) -> WiredMemoryMeasurement:
         return await self.device.run(functools.partial(self._predict, name, parameters))
 

@@ -21,6 +21,10 @@ class Server(Protocol):
 
     async def remove(self, name: str, row_id: str) -> int: ...
 
+    async def recall(
+        self, name: str, parameters: TuneParameters
+    ) -> WiredMemoryMeasurement | None: ...
+
     async def predict(self, name: str, parameters: TuneParameters) -> WiredMemoryMeasurement: ...
 
     async def tune(
@@ -60,6 +64,9 @@ class MlxModel:
 
     async def remove(self, row_id: str) -> int:
         return await self._server.remove(self._name, row_id)
+
+    async def recall(self, parameters: TuneParameters) -> WiredMemoryMeasurement | None:
+        return await self._server.recall(self._name, parameters)
 
     async def predict(self, parameters: TuneParameters) -> WiredMemoryMeasurement:
         """What `tune` is going to find; see `estimate`.

@@ -372,6 +372,11 @@ class _LoadedModel:
     async def remove(self, row_id: str) -> int:
         return await self._engine.remove(row_id)
 
+    async def recall(self, parameters: TuneParameters) -> WiredMemoryMeasurement | None:
+        """It keeps no measurements."""
+        await trio.lowlevel.checkpoint()
+        return None
+
     async def predict(self, parameters: TuneParameters) -> WiredMemoryMeasurement:
         await trio.lowlevel.checkpoint()
         return self._model.prediction(parameters)
@@ -379,7 +384,7 @@ class _LoadedModel:
     async def tune(
         self, parameters: TuneParameters, *, remeasure: bool = False
     ) -> WiredMemoryMeasurement:
-        """It keeps no measurements, so each is run."""
+        """Each is run; see `recall`."""
         return await self._engine.tune(self._name, parameters)
 
     async def unload(self) -> None:
