@@ -116,7 +116,7 @@ def table(found: Found) -> str:
     share = 100 * len(exact) / len(found)
     lines = [
         f"Of {len(found)} architectures {len(exact)} ({share:.1f} %) are exact in weights and "
-        f"cache in all of {sum(map(len, ran.values())):,} prompts that ran.",
+        f"cache in all their prompts. {sum(map(len, ran.values())):,} prompts ran.",
         "",
         "| Architecture | Weights | Cache | Workspace | Peak | 8-bit cache | Remark |",
         "| --- | --- | --- | --- | --- | --- | --- |",
