@@ -515,7 +515,7 @@ async def test_what_finished_jobs_taught_outlives_the_process(bounded, tiny_mode
         await recorded.runtime.unload("chat")
         second = await recorded.runtime.load(tiny_model("llama"), name="again")
         assert second._loaded.correction.factor == 1.5
-        assert not second._loaded.correction.changed
+        assert second._loaded.correction.recorded == 0
         other = await recorded.runtime.load(tiny_model("experts"), name="other")
         assert other._loaded.correction.factor == 1
         second._loaded.correction.record(100, 200)  # kept when the runtime closes
@@ -527,6 +527,69 @@ async def test_what_finished_jobs_taught_outlives_the_process(bounded, tiny_mode
     async with open_recorded() as recorded:
         await recorded.runtime.load(tiny_model("llama"), name="chat")
     assert file.stat().st_mtime_ns == written, "nothing was learnt, and it was written"
+
+
+def kept_ratios(cache_folder: Path) -> list[float]:
+    [file] = cache_folder.rglob("*.json")
+    ratios: list[float] = json.loads(file.read_text())["value"]["ratios"]
+    return ratios
+
+
+async def test_what_jobs_taught_is_there_though_the_process_is_killed(
+    bounded, tiny_model, cache_folder, monkeypatch
+):
+    async with open_recorded() as recorded:
+        model = await recorded.runtime.load(tiny_model("llama"), name="chat")
+        correction, device = model._loaded.correction, recorded.engine.device
+
+        async def taught(observed: int) -> list[float]:
+            correction.record(100, observed)
+            await device.run(lambda: None)
+            return kept_ratios(cache_folder)
+
+        assert await taught(150) == [1.5]  # the next are charged more: at once
+        assert await taught(50) == [1.5]  # nothing urgent
+        monkeypatch.setattr(knowledge, "KEEP_SECONDS", 0.0)
+        assert await taught(60) == [1.5, 0.5, 0.6]
+    assert kept_ratios(cache_folder) == [1.5, 0.5, 0.6]
+
+
+async def test_a_lesson_that_could_not_be_written_is_written_later(
+    bounded, tiny_model, cache_folder
+):
+    (cache_folder / "measurements").parent.mkdir(parents=True, exist_ok=True)
+    (cache_folder / "measurements").write_text("in the way")
+    async with open_recorded() as recorded:
+        model = await recorded.runtime.load(tiny_model("llama"), name="chat")
+        with structlog.testing.capture_logs() as logs:
+            for observed in (150, 150, 50):
+                model._loaded.correction.record(100, observed)
+                await recorded.engine.device.run(lambda: None)
+        assert [log["event"] for log in logs].count("measurement_not_stored") == 1
+        (cache_folder / "measurements").unlink()
+    assert kept_ratios(cache_folder) == [1.5, 1.5, 0.5]
+
+
+async def test_two_names_of_one_model_learn_together(bounded, tiny_model, cache_folder):
+    async with open_recorded() as recorded:
+        one, two = [await recorded.runtime.load(tiny_model("llama"), name=name) for name in "ab"]
+        one._loaded.correction.record(100, 150)
+        assert two.correction == 1.5
+        await recorded.runtime.unload("a")
+        two._loaded.correction.record(100, 50)
+    assert kept_ratios(cache_folder) == [1.5, 0.5]
+
+
+async def test_two_processes_do_not_lose_each_others_lessons(bounded, tiny_model, cache_folder):
+    async with open_recorded() as recorded:
+        model = await recorded.runtime.load(tiny_model("llama"), name="chat")
+        model._loaded.correction.record(100, 150)
+        await recorded.engine.device.run(lambda: None)
+        [file] = cache_folder.rglob("*.json")
+        entry = json.loads(file.read_text())
+        file.write_text(json.dumps(entry | {"value": {"ratios": [1.5, 1.25]}}))
+        model._loaded.correction.record(100, 50)
+    assert kept_ratios(cache_folder) == [1.5, 1.25, 0.5]
 
 
 async def test_a_correction_that_makes_no_sense_is_reported_and_begun_anew(

@@ -31,14 +31,14 @@ def naive_factor(ratios: list[float]) -> float:
         for ratio in ratios
         if sum(other <= ratio for other in ratios) - 1 >= Fraction(99, 100) * others
     ]
-    return max(1.0, min(enough, default=1.0))
+    return min(4.0, max(1.0, min(enough, default=1.0)))
 
 
 def test_before_any_job_it_changes_nothing() -> None:
     correction = Correction()
     assert (correction.factor, correction.corrected(12345), correction.count) == (1.0, 12345, 0)
     assert correction.median_error is None
-    assert not correction.changed
+    assert correction.recorded == 0
 
 
 def test_jobs_that_took_less_than_predicted_do_not_lower_the_charge() -> None:
@@ -60,6 +60,12 @@ def test_a_job_that_took_more_raises_the_charge_rounded_up() -> None:
 def test_one_job_in_a_hundred_may_exceed_it(bad: int, of: int, factor: float) -> None:
     correction = learned(*[(10, 20)] * bad, *[(10, 5)] * (of - bad))
     assert correction.factor == factor
+
+
+def test_an_absurd_observation_does_not_make_every_later_job_impossible() -> None:
+    correction = learned((10, 10**12))
+    assert (correction.factor, correction.corrected(10)) == (4.0, 40)
+    assert Correction.from_dict({"ratios": [1e300]}).factor == 4.0
 
 
 def test_only_the_last_256_jobs_count() -> None:
@@ -90,13 +96,26 @@ def test_a_charge_is_the_least_whole_number_that_covers_the_factor(
 @given(PAIRS)
 def test_it_can_be_kept_as_json_and_goes_on_from_there(pairs: list[tuple[int, int]]) -> None:
     correction = learned(*pairs)
-    assert correction.changed == bool(pairs)
+    assert correction.recorded == len(pairs)
     again = Correction.from_dict(json.loads(json.dumps(correction.to_dict())))
-    assert not again.changed
+    assert again.recorded == 0
     assert again.to_dict() == correction.to_dict()
     for each in (correction, again):
         each.record(10, 11)
     assert (again.factor, again.median_error) == (correction.factor, correction.median_error)
+
+
+def test_whoever_keeps_it_is_told_and_can_join_what_is_new() -> None:
+    told = []
+    correction = Correction([0.5])
+    correction.on_record = lambda: told.append(correction.factor)
+    correction.record(10, 20)
+    correction.record(10, 30)
+    assert (told, correction.recorded) == ([2.0, 3.0], 2)
+    kept = Correction([0.75])
+    assert kept.joined(correction, 2).to_dict() == {"ratios": [0.75, 2.0, 3.0]}
+    assert kept.joined(correction, 0).to_dict() == {"ratios": [0.75]}
+    assert kept.joined(correction, 300).count == 4
 
 
 def test_more_kept_ratios_than_count_are_the_oldest_to_go() -> None:
@@ -117,6 +136,7 @@ def test_more_kept_ratios_than_count_are_the_oldest_to_go() -> None:
         ({"ratios": [-1]}, "cannot be -1"),
         ({"ratios": [float("nan")]}, "cannot be nan"),
         ({"ratios": [float("inf")]}, "cannot be inf"),
+        ({"ratios": [10**400]}, "cannot be 1000"),
         ({"ratios": [[1.0]]}, r"cannot be \[1\.0\]"),
     ],
 )
@@ -130,7 +150,7 @@ def test_what_is_no_observation_is_refused(pair: tuple[Any, Any]) -> None:
     correction = Correction()
     with pytest.raises(ValueError, match="must be a number of bytes from 1"):
         correction.record(*pair)
-    assert (correction.count, correction.changed) == (0, False)
+    assert (correction.count, correction.recorded) == (0, 0)
 
 
 def test_it_says_what_it_is() -> None:

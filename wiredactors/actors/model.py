@@ -30,7 +30,7 @@ class Model:
         weight_bytes: bytes of its weights in memory.
         context_length: tokens of prompt and answer together that it can hold.
         correction: what predicted sizes are multiplied by, learned from finished jobs; at least
-            1.0, and more where rows took more than predicted.
+            1.0, and up to 4.0 where rows took more than predicted.
         prediction_error: the median of (observed - predicted) / predicted over the last finished
             jobs; None before any. It is usually well below 0, since a row is charged for the
             longest that it can become.

@@ -169,7 +169,7 @@ class MlxEngine:
             context_length=loaded.context_length,
             cache_cost=cost,
             weight_bytes=weights,
-            correction=self._knowledge.remember(name, plan),
+            correction=self._knowledge.remember(name, plan, self.device.post),
         )
 
     async def unload(self, name: str) -> None:

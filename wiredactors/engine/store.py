@@ -90,9 +90,9 @@ class MeasurementStore:
         """What was kept of a `Correction`, as its `to_dict` gave it; None where there is none."""
         return self._read(key)
 
-    def put_correction(self, key: StoreKey, value: Mapping[str, Any]) -> None:
-        """Keep a `Correction`'s `to_dict`."""
-        self._write(key, dict(value))
+    def put_correction(self, key: StoreKey, value: Mapping[str, Any]) -> bool:
+        """Keep a `Correction`'s `to_dict`; whether that went well."""
+        return self._write(key, dict(value))
 
     def tell_unreadable(self, key: StoreKey, error: Exception) -> None:
         """Report an entry whose value made no sense to whoever asked for it."""
@@ -118,7 +118,7 @@ class MeasurementStore:
         value: dict[str, Any] = entry["value"]
         return value
 
-    def _write(self, key: StoreKey, value: dict[str, Any]) -> None:
+    def _write(self, key: StoreKey, value: dict[str, Any]) -> bool:
         text = json.dumps({"format": _FORMAT, "key": key.to_dict(), "value": value}, indent=1)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,6 +134,8 @@ class MeasurementStore:
                 raise
         except OSError as error:
             self._tell("measurement_not_stored", key, error)
+            return False
+        return True
 
     def _tell(self, what: str, key: StoreKey, error: Exception) -> None:
         _logger.warning(what, file=str(self._path(key)), reason=str(error) or repr(error))

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fractions import Fraction
 from typing import Any
 
 #: How many of the last observations count.
 KEPT_RATIOS = 256
+
+#: No factor is larger. A prediction that misses more is wrong, and its model is not made usable by
+#: charging more: one absurd observation would refuse every later job, none of which could mend it.
+MOST_FACTOR = 4.0
 
 #: So many of a hundred must have been charged enough; of up to 100 that is all.
 PERCENT = 99
@@ -30,15 +35,16 @@ class Correction:
     later, however short the answers were so far.
 
     Attributes:
-        changed: whether something was recorded since this was last set to False, for whoever
-            keeps it.
+        recorded: how many observations were recorded here, beside those that it began with.
+        on_record: called after each.
     """
 
     def __init__(self, ratios: Iterable[float] = ()):
         """`ratios` are earlier observations, each observed / predicted, oldest first."""
         self._ratios: deque[float] = deque(ratios, KEPT_RATIOS)
         self._factor = _factor_of(self._ratios)
-        self.changed = False
+        self.recorded = 0
+        self.on_record: Callable[[], object] = lambda: None
 
     def __repr__(self) -> str:
         return f"<Correction {self._factor:.4g} of {len(self._ratios)} jobs>"
@@ -54,13 +60,14 @@ class Correction:
                 raise ValueError(f"{name} must be a number of bytes from 1, not {value!r}")
         self._ratios.append(observed / predicted)
         self._factor = _factor_of(self._ratios)
-        self.changed = True
+        self.recorded += 1
+        self.on_record()
 
     @property
     def factor(self) -> float:
-        """What predictions are multiplied by: the 0.99 quantile of the ratios, at least 1.0.
+        """What predictions are multiplied by: the 0.99 quantile of the ratios, from 1.0 to 4.0.
 
-        It is one of the ratios: the least that 99 % of the others do not exceed.
+        Between these it is one of the ratios: the least that 99 % of the others do not exceed.
         """
         return self._factor
 
@@ -86,6 +93,10 @@ class Correction:
         """Plain data for a file."""
         return {"ratios": list(self._ratios)}
 
+    def joined(self, other: Correction, count: int) -> Correction:
+        """These observations, and after them the last `count` of another's."""
+        return Correction([*self._ratios, *list(other._ratios)[max(0, other.count - count) :]])
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Correction:
         """Back from plain data.
@@ -98,7 +109,7 @@ class Correction:
             raise ValueError(f"a correction is kept as a dictionary with a list 'ratios': {data!r}")
         for ratio in ratios:
             number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
-            if not number or not 0 < ratio < math.inf:
+            if not number or not 0 < ratio <= sys.float_info.max:
                 raise ValueError(f"a ratio of observed to predicted bytes cannot be {ratio!r}")
         return cls(float(ratio) for ratio in ratios)
 
@@ -107,4 +118,5 @@ def _factor_of(ratios: Iterable[float]) -> float:
     ordered = sorted(ratios)
     if not ordered:
         return 1.0
-    return max(1.0, ordered[-(-PERCENT * (len(ordered) - 1) // 100)])  # rounded up
+    quantile = ordered[-(-PERCENT * (len(ordered) - 1) // 100)]  # rounded up
+    return min(max(1.0, quantile), MOST_FACTOR)
