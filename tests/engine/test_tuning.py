@@ -453,6 +453,29 @@ async def test_others_do_not_leak_into_it(bounded, tiny_model):
         assert texts[0] == texts[1]
 
 
+async def test_one_measurement_after_another_does_not_starve_the_jobs(bounded, tiny_model):
+    """With several at once there is always one more that waits for the device."""
+    parameters = TuneParameters(token_count=30, prefill_step_size=64)
+    async with open_recorded() as recorded:
+        model = await recorded.runtime.load(tiny_model("llama"), name="chat")
+        async with model.generate("on and on", 20) as job, trio.open_nursery() as nursery:
+
+            async def measure() -> None:
+                while True:
+                    await tune_in(model, parameters, remeasure=True)
+
+            for _ in range(4):
+                nursery.start_soon(measure)
+            with trio.move_on_after(20):
+                async for _ in job:
+                    pass
+            nursery.cancel_scope.cancel()
+        measured = [report.what for report in recorded.reports].count("tune")
+        assert job.result is not None
+        assert job.result.finish_reason == "length"
+        assert measured <= 20 * 2 * 4, "jobs got a step in a long while"
+
+
 async def test_each_step_is_reported_with_its_real_peak(bounded, tiny_model):
     async with open_recorded(pool_bytes=MIB) as recorded:
         model = await recorded.runtime.load(tiny_model("llama"), name="chat")
@@ -642,6 +665,42 @@ async def test_tune_takes_mlx_lms_pair_and_keeps_nothing(load, cache_folder):
 async def test_tune_says_what_it_takes(model):
     with pytest.raises(TypeError, match=r"takes a Model of the runtime, or the pair that mlx_lm"):
         await wa.tune(model)
+
+
+async def test_a_pair_beside_an_open_runtime_is_refused(bounded, load, tiny_model):
+    """The runtime's thread uses MLX meanwhile: the numbers would be wrong, and CUDA crashes."""
+    pair = load("llama")
+    async with open_recorded() as recorded:
+        with pytest.raises(TuneError, match="a runtime is open in this process.*runtime.load"):
+            await wa.tune(pair, 30)
+        model = await recorded.runtime.load(tiny_model("llama"), name="chat")
+        assert (await wa.tune(model, 30)).token_count == 30
+    assert (await wa.tune(pair, 30)).token_count == 30
+
+
+@pytest.mark.parametrize(
+    ("user_input", "match"),
+    [
+        (7, "text or a list of chat messages"),
+        (b"text", "text or a list of chat messages"),
+        ({"role": "user", "content": "x"}, "text or a list of chat messages"),
+        ([7], "a chat message is a mapping"),
+        ([{"role": "user", "content": 7}], "content"),
+        ([{"role": "user", "content": [7]}], "no part of a message"),
+    ],
+)
+async def test_what_is_no_prompt_is_a_clear_error(bounded, load, tiny_model, user_input, match):
+    pair = load("llama")
+    with pytest.raises(TuneError, match=match):
+        await wa.tune(pair, user_input=user_input)
+
+
+async def test_messages_without_a_text_are_measured_as_the_template_writes_them(load):
+    messages = [{"role": "assistant", "content": None}, {"role": "user", "content": "x"}]
+    model, tokenizer = load("llama")
+    expected = len(tokenizer.apply_chat_template(messages, add_generation_prompt=True))
+    measured = await wa.tune((model, tokenizer), user_input=messages)
+    assert measured.token_count == expected
 
 
 async def test_tune_checks_numbers_first(load):

@@ -55,7 +55,8 @@ async def tune(
     Raises:
         TypeError: `model` is neither.
         ValueError: an argument is out of its range, or does not go with the model.
-        TuneError: the tokenizer makes no prompt, or an image is none.
+        TuneError: the tokenizer makes no prompt, an image is none, or a pair is given while a
+            runtime is open in this process.
         And what `Model.tune` raises.
     """
     if isinstance(model, Model):

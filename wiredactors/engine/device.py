@@ -21,6 +21,13 @@ from wiredactors.engine.imports import MLXNotInstalled, import_mlx
 
 T = TypeVar("T")
 
+_running: set[threading.Thread] = set()
+
+
+def is_taken() -> bool:
+    """Whether MLX is another thread's: a device thread runs, and it is not the calling one."""
+    return bool(_running - {threading.current_thread()})
+
 
 class _Call(Generic[T]):
     """A function to run on the device thread, and what became of it."""
@@ -84,6 +91,7 @@ class DeviceThread:
         """Start the thread; call it on the trio thread."""
         self._trio_token = trio.lowlevel.current_trio_token()
         self._thread.start()
+        _running.add(self._thread)
 
     def post(self, function: Callable[[], None]) -> None:
         """Run `function` soon, in the order of the calls. It must not raise."""
@@ -125,6 +133,7 @@ class DeviceThread:
         with trio.CancelScope(shield=True):
             await self._ended.wait()
         self._thread.join()
+        _running.discard(self._thread)
 
     def _do(self, function: Callable[[], bool | None]) -> bool:
         try:

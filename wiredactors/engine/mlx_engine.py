@@ -227,6 +227,9 @@ class MlxEngine:
         known = None if remeasure else self._knowledge.measurement(name, parameters)
         if known is not None:
             return known
+        # Each batch gets a turn: calls go before steps, and one measurement may follow another.
+        for _ in range(len(self._batches)):
+            self._step()
         loaded = self._models[name]
         with self._reported(name, "tune"):
             measured = run_prefill(loaded.model, loaded.tokenizer, parameters, check=check)

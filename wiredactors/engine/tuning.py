@@ -12,13 +12,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
 
 from wiredactors.engine.cache import arrays_of, is_rotating, parts
+from wiredactors.engine.device import is_taken, without_locals
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
 from wiredactors.engine.prompts import encode_prompt
 from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache
@@ -32,9 +32,10 @@ _TEXT = "The quick brown fox jumps over the lazy dog, and 42 others follow it. "
 
 
 class TuneError(WiredMemoryError):
-    """The model cannot be measured as asked: its tokenizer makes no prompt, or its input is wrong.
+    """The model cannot be measured as asked, through its caller's fault.
 
-    Give a tokenizer that encodes text, or another input, as the message says.
+    Its tokenizer makes no prompt, its input is wrong, or a runtime uses MLX meanwhile: the message
+    says what to give, or to close, instead.
     """
 
 
@@ -69,7 +70,7 @@ def run_prefill(
         check: called before each step; raising out of it ends the measurement.
 
     Raises:
-        TuneError: the tokenizer cannot make the tokens.
+        TuneError: the tokenizer cannot make the tokens, or a runtime is open elsewhere.
         ValueError: `kv_bits` or `max_kv_size` does not go with the model's cache.
     """
     if user_input is None:
@@ -315,7 +316,16 @@ class Probe:
 
 @contextlib.contextmanager
 def open_probe(stream: Any) -> Iterator[Probe]:
-    """Measure on a stream in a quiet process: nothing under way, and MLX's pool off."""
+    """Measure on a stream in a quiet process: nothing under way, and MLX's pool off.
+
+    Raises:
+        TuneError: a runtime is open, and this is not its thread.
+    """
+    if is_taken():
+        raise TuneError(
+            "a runtime is open in this process, and nothing else may use MLX while a pair is "
+            "measured: load the model with runtime.load(...) and tune that, or close it first"
+        )
     mx = import_mlx()
     mx.synchronize(stream)  # a batch runs a step ahead
     mx.synchronize()
@@ -325,8 +335,7 @@ def open_probe(stream: Any) -> Iterator[Probe]:
         with mx.stream(stream):
             yield Probe(mx)
     except BaseException as error:
-        # It may be kept for long, and the arrays in the frames that it came through with it.
-        traceback.clear_frames(error.__traceback__)
+        without_locals(error)  # it may be kept for long
         raise
     finally:
         gc.collect()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +55,26 @@ def read_conversation(user_input: Prompt) -> Conversation:
     """Take images and videos out of chat messages; text is one message of the user's.
 
     Raises:
-        TuneError: a part of a message is of a kind that is not known, or has no image in it.
+        TuneError: it is no conversation, or a part of a message is of a kind that is not known, or
+            has no image in it.
     """
     if isinstance(user_input, str):
         return Conversation([{"role": "user", "content": user_input}], [], [])
+    if isinstance(user_input, (bytes, Mapping)) or not isinstance(user_input, Sequence):
+        raise TuneError(f"give text or a list of chat messages, not {user_input!r}")
     found = Conversation([], [], [])
     for message in user_input:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [_bare(part, found) for part in content]
-        found.messages.append({**message, "content": content})
+        if not isinstance(message, Mapping):
+            raise TuneError(
+                'a chat message is a mapping such as {"role": "user", "content": "Hello"}, not '
+                f"{message!r}"
+            )
+        found.messages.append(dict(message))
+        content = message.get("content")  # a call of a tool has none
+        if isinstance(content, (list, tuple)):
+            found.messages[-1]["content"] = [_bare(part, found) for part in content]
+        elif not isinstance(content, (str, type(None))):
+            raise TuneError(f"the content of a message is text or a list of parts: {content!r}")
     return found
 
 
