@@ -12,12 +12,13 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from wiredactors.engine.graph import Graph, Name, Operation
 from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.layout import ELEMENTWISE, FUSED
+from wiredactors.engine.standing_in import StandIn, standing_in
 
 #: MLX fuses at most so many in a row, half as many where each has several inputs: in a function
 #: that is compiled for any shape, as most are, it broadcasts each input of those first.
@@ -39,9 +40,8 @@ def compiles() -> bool:
     return bool(mx.default_device() != mx.cpu) or shutil.which("g++") is not None
 
 
-@contextlib.contextmanager
-def marked_functions() -> Iterator[None]:
-    """Inside it, compiled functions of mlx and mlx-lm leave marks in the graph."""
+def marked_functions() -> contextlib.AbstractContextManager[None]:
+    """Inside it, compiled functions of mlx and mlx-lm leave marks in this thread's graphs."""
     mx = import_mlx()
     kind = type(mx.compile(lambda x: x))
     mark = mx.arange(1).reshape(_MARK)
@@ -61,20 +61,15 @@ def marked_functions() -> Iterator[None]:
 
         return call
 
-    replaced = [
-        (vars(module), name, value)
-        for module_name, module in list(sys.modules.items())
-        if module_name.startswith(("mlx_lm.models.", "mlx.nn"))
-        for name, value in list(vars(module).items())
-        if type(value) is kind
-    ]
-    for names, name, value in replaced:
-        names[name] = through(value)
-    try:
-        yield
-    finally:
-        for names, name, value in replaced:
-            names[name] = value
+    return standing_in(
+        lambda: [
+            StandIn(vars(module), name, through(value))
+            for module_name, module in list(sys.modules.items())
+            if module_name.startswith(("mlx_lm.models.", "mlx.nn"))
+            for name, value in list(vars(module).items())
+            if type(value) is kind
+        ]
+    )
 
 
 def _tied(mx: Any, results: Any, arguments: list[Any], mark: Any) -> Any:

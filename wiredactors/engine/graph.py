@@ -7,13 +7,14 @@ out, and evaluates nothing: a 70B llama's prefill is recorded in about a tenth o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 
 from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.layout import row_contiguous
+from wiredactors.engine.standing_in import StandIn, standing_in
 
 #: An array of a graph, by its name there.
 Name = str
@@ -163,12 +164,8 @@ def _unmerge(graph: Graph) -> None:
     graph.operations = operations
 
 
-@contextlib.contextmanager
-def _exportable(mx: Any) -> Iterator[None]:
-    """MLX 0.32 cannot export these operations; meanwhile each is made of what it can.
-
-    To anybody else who calls one they are the same, save for the numbers that `to_fp8` gives.
-    """
+def _exportable(mx: Any) -> contextlib.AbstractContextManager[None]:
+    """MLX 0.32 cannot export these operations; meanwhile each is made of what it can."""
 
     def contiguous(a: Any, allow_col_major: bool = False, *, stream: Any = None) -> Any:
         strides = row_contiguous(tuple(a.shape)).strides
@@ -180,12 +177,9 @@ def _exportable(mx: Any) -> Iterator[None]:
     def from_fp8(x: Any, dtype: Any = mx.bfloat16, *, stream: Any = None) -> Any:
         return x.astype(dtype, stream=stream)
 
-    stand_ins = {"contiguous": contiguous, "to_fp8": to_fp8, "from_fp8": from_fp8}
-    originals = {name: getattr(mx, name) for name in stand_ins}
-    for name, stand_in in stand_ins.items():
-        setattr(mx, name, stand_in)
-    try:
-        yield
-    finally:
-        for name, original in originals.items():
-            setattr(mx, name, original)
+    stand_ins: dict[str, Callable[..., Any]] = {
+        "contiguous": contiguous,
+        "to_fp8": to_fp8,
+        "from_fp8": from_fp8,
+    }
+    return standing_in(lambda: [StandIn(vars(mx), name, each) for name, each in stand_ins.items()])
