@@ -21,8 +21,9 @@ from tests.engine.conftest import open_recorded
 from wiredactors.engine import knowledge, mlx_engine, tuning
 from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.mlx_model import MlxModel
+from wiredactors.engine.probe import TuneError
 from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache
-from wiredactors.engine.tuning import TuneError, run_prefill, synthetic_tokens
+from wiredactors.engine.tuning import run_prefill, synthetic_tokens
 from wiredactors.memory.cache_cost import grown_tokens
 from wiredactors.memory.errors import ModelLoadError
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
@@ -671,7 +672,7 @@ async def test_a_pair_beside_an_open_runtime_is_refused(bounded, load, tiny_mode
     """The runtime's thread uses MLX meanwhile: the numbers would be wrong, and CUDA crashes."""
     pair = load("llama")
     async with open_recorded() as recorded:
-        with pytest.raises(TuneError, match="a runtime is open in this process.*runtime.load"):
+        with pytest.raises(TuneError, match=r"a runtime is open in this process.*runtime\.load"):
             await wa.tune(pair, 30)
         model = await recorded.runtime.load(tiny_model("llama"), name="chat")
         assert (await wa.tune(model, 30)).token_count == 30

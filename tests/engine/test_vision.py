@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import os
 import subprocess
@@ -16,9 +17,10 @@ import wiredactors as wa
 from tests.engine import vision_models
 from tests.engine.vision_models import PATCH, TOKEN_BYTES, make_photo
 from wiredactors.engine import imports
+from wiredactors.engine.conversation import read_conversation
 from wiredactors.engine.imports import MLXVLMNotInstalled, import_mlx_lm, import_mlx_vlm
-from wiredactors.engine.tuning import TuneError
-from wiredactors.engine.vision import is_vision_model, read_conversation, run_vision_prefill
+from wiredactors.engine.probe import TuneError
+from wiredactors.engine.vision import is_vision_model, run_vision_prefill
 from wiredactors.memory.cache_cost import grown_tokens
 from wiredactors.memory.measurement import TuneParameters
 
@@ -208,6 +210,32 @@ def test_the_usual_ways_of_writing_an_image_are_read(part):
     found = read_conversation([{"role": "user", "content": [part]}])
     assert found.images == ["a.png"]
     assert found.messages == [{"role": "user", "content": [{"type": "image"}]}]
+
+
+def test_an_image_may_be_given_as_its_bytes_or_as_a_data_address(pair, photo):
+    encoded = base64.b64encode(photo.read_bytes()).decode()
+    address = {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{encoded}"}}
+    expected = measure(pair, asking(photo)).token_count
+    assert measure(pair, asking(photo.read_bytes())).token_count == expected
+    assert measure(pair, [{"role": "user", "content": [address]}]).token_count > 20
+
+
+@pytest.mark.parametrize(
+    "image", [b"no image" * 9999, "data:image/png;base64," + "A" * 99999, [[0] * 999] * 99]
+)
+def test_a_large_thing_that_is_no_image_is_named_in_short(pair, image):
+    with pytest.raises(TuneError, match="is no image that can be read") as caught:
+        measure(pair, asking(image))
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("video", [7, ["a.png"], b"no video"])
+def test_a_video_that_is_none_is_a_clear_error_and_keeps_nothing(pair, video):
+    measure(pair, "What is this?")
+    before = active()
+    with pytest.raises(TuneError, match="the processor cannot read this"):
+        measure(pair, asking(video, kind="video"))
+    assert active() == before
 
 
 def test_more_than_one_row_is_refused(pair, photo):

@@ -7,8 +7,9 @@ from typing import Any
 import trio
 
 from wiredactors.actors.model import Model
+from wiredactors.engine.conversation import refuse_media
 from wiredactors.engine.tuning import run_prefill
-from wiredactors.engine.vision import is_vision_model, refuse_media, run_vision_prefill
+from wiredactors.engine.vision import is_vision_model, run_vision_prefill
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.scheduling.requests import Prompt
 

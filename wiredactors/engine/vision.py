@@ -8,115 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
 
-from wiredactors.engine.imports import import_mlx, import_mlx_vlm
-from wiredactors.engine.tuning import (
-    Probe,
-    TuneError,
-    cache_maker,
-    derive_cost,
-    open_probe,
-    synthetic_tokens,
+from wiredactors.engine.conversation import (
+    Conversation,
+    check_video,
+    read_conversation,
+    read_image,
+    shortened,
 )
+from wiredactors.engine.imports import import_mlx, import_mlx_vlm
+from wiredactors.engine.probe import Probe, TuneError, open_probe
+from wiredactors.engine.tuning import cache_maker, derive_cost, synthetic_tokens
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.scheduling.requests import Prompt
-
-#: Types of content parts, as the chat formats have them.
-_IMAGE_TYPES = ("image", "image_url", "input_image")
-_VIDEO_TYPES = ("video", "video_url", "input_video")
-_TEXT_TYPES = ("text", "input_text")
-
-
-@attrs.frozen
-class Conversation:
-    """Chat messages with their media taken out.
-
-    Attributes:
-        messages: the same, with bare markers where images and videos were.
-        images, videos: in their order.
-    """
-
-    messages: list[dict[str, Any]]
-    images: list[Any]
-    videos: list[Any]
-
-    @property
-    def has_media(self) -> bool:
-        return bool(self.images or self.videos)
-
-
-def read_conversation(user_input: Prompt) -> Conversation:
-    """Take images and videos out of chat messages; text is one message of the user's.
-
-    Raises:
-        TuneError: it is no conversation, or a part of a message is of a kind that is not known, or
-            has no image in it.
-    """
-    if isinstance(user_input, str):
-        return Conversation([{"role": "user", "content": user_input}], [], [])
-    if isinstance(user_input, (bytes, Mapping)) or not isinstance(user_input, Sequence):
-        raise TuneError(f"give text or a list of chat messages, not {user_input!r}")
-    found = Conversation([], [], [])
-    for message in user_input:
-        if not isinstance(message, Mapping):
-            raise TuneError(
-                'a chat message is a mapping such as {"role": "user", "content": "Hello"}, not '
-                f"{message!r}"
-            )
-        found.messages.append(dict(message))
-        content = message.get("content")  # a call of a tool has none
-        if isinstance(content, (list, tuple)):
-            found.messages[-1]["content"] = [_bare(part, found) for part in content]
-        elif not isinstance(content, (str, type(None))):
-            raise TuneError(f"the content of a message is text or a list of parts: {content!r}")
-    return found
-
-
-def _bare(part: Any, found: Conversation) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind in _IMAGE_TYPES:
-        found.images.append(_source(part, "image"))
-        return {"type": "image"}
-    if kind in _VIDEO_TYPES:
-        found.videos.append(_source(part, "video"))
-        return {"type": "video"}
-    if kind in _TEXT_TYPES:
-        return dict(part)
-    raise TuneError(
-        f"{part!r} is no part of a message that is known here: give text, images and videos, as "
-        '{"type": "image", "image": a path or a PIL image}'
-    )
-
-
-def _source(part: Mapping[str, Any], kind: str) -> Any:
-    for name in (kind, f"{kind}_url", "url", "path"):
-        source = part.get(name)
-        if isinstance(source, Mapping):
-            source = source.get("url")
-        if source is not None:
-            return source
-    raise TuneError(f'{dict(part)!r} has no {kind} in it: give {{"type": "{kind}", "{kind}": ...}}')
-
-
-def refuse_media(user_input: Prompt) -> None:
-    """For models of text alone.
-
-    Raises:
-        TuneError: there are images or videos.
-        MLXVLMNotInstalled: there are, and mlx-vlm is not.
-    """
-    if read_conversation(user_input).has_media:
-        import_mlx_vlm("utils")
-        raise TuneError(
-            "this model reads text alone: for images and videos give the pair that "
-            "mlx_vlm.load() returns"
-        )
 
 
 def is_vision_model(model: Any) -> bool:
@@ -239,8 +147,8 @@ def _preparation(
     """Makes the model's inputs of a conversation; media are read now, tensors made when called."""
     utils = import_mlx_vlm("utils")
     prompts = import_mlx_vlm("prompt_utils")
-    images = [_read_image(utils, source) for source in conversation.images]
-    videos = [_check_video(source) for source in conversation.videos]
+    images = [read_image(utils, source) for source in conversation.images]
+    videos = [check_video(source) for source in conversation.videos]
     try:
         if videos:
             text = prompts.get_chat_template(processor, conversation.messages, True)
@@ -249,48 +157,26 @@ def _preparation(
                 processor, model.config, conversation.messages, num_images=len(images)
             )
     except Exception as error:
-        raise TuneError(f"the processor's chat template cannot write this: {error!r}") from error
+        raise TuneError(
+            f"the processor's chat template cannot write this: {shortened(error)}"
+        ) from error
 
     def prepare() -> dict[str, Any]:
-        inputs: dict[str, Any] = utils.prepare_inputs(
-            processor,
-            images=images or None,
-            videos=videos or None,
-            prompts=text,
-            image_token_index=getattr(model.config, "image_token_index", None),
-            add_special_tokens=utils.should_add_special_tokens(model.config.model_type, processor),
-        )
+        special = utils.should_add_special_tokens(model.config.model_type, processor)
+        try:
+            inputs: dict[str, Any] = utils.prepare_inputs(
+                processor,
+                images=images or None,
+                videos=videos or None,
+                prompts=text,
+                image_token_index=getattr(model.config, "image_token_index", None),
+                add_special_tokens=special,
+            )
+        except Exception as error:  # the processor's, transformers' and OpenCV's
+            raise TuneError(f"the processor cannot read this: {shortened(error)}") from error
         return inputs
 
     return prepare
-
-
-def _read_image(utils: Any, source: Any) -> Any:
-    try:
-        if not isinstance(source, (str, Path)) or not Path(source).is_file():
-            return utils.load_image(source)  # an image, an address or data
-        from PIL import Image
-
-        with Image.open(source) as image:  # mlx-vlm would leave the file open if it fails
-            return utils.load_image(image)
-    except Exception as error:  # Pillow's are of many kinds
-        raise TuneError(f"{source!r} is no image that can be read: {error}") from error
-
-
-def _check_video(source: Any) -> Any:
-    """Frames as they are; a file must be there, and what reads it, too."""
-    if not isinstance(source, (str, Path)):
-        return source
-    if not Path(source).is_file():
-        raise TuneError(f"there is no video file {str(source)!r}")
-    try:
-        importlib.import_module("cv2")
-    except ImportError as error:
-        raise TuneError(
-            f"mlx-vlm reads the video {str(source)!r} with OpenCV: pip install "
-            "opencv-python-headless, or give its frames"
-        ) from error
-    return str(source)
 
 
 @contextlib.contextmanager
