@@ -1,5 +1,9 @@
 """The command line, with scenarios that need no model."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 import wiredactors as wa
@@ -168,3 +172,37 @@ def test_the_table_fits_the_terminal(monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
     assert any("many words" in line and line.endswith("...") for line in lines)
+
+
+PIPE_OF_ITS_OWN = """
+async def main(runtime):
+    raise BrokenPipeError("of its own")
+"""
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["doctor"], ["run", "tickets.py", "--plain"]])
+def test_a_reader_who_has_gone_is_no_fault(scenario, words, unbuffered):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-c", "from wiredactors.cli.main import main; exit(main())", *words],
+            cwd=scenario.parent,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(sys.path),
+                "PYTHONUNBUFFERED": unbuffered,
+            },
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_broken_pipe_of_a_scenarios_own_is_not_hidden(tmp_path):
+    path = tmp_path / "pipe.py"
+    path.write_text(PIPE_OF_ITS_OWN)
+    with pytest.raises(BrokenPipeError, match="of its own"):
+        main(["run", str(path), "--out", str(tmp_path)])

@@ -97,18 +97,29 @@ def test_a_step_that_the_runtime_does_not_serve_with_can_be_measured(model, caps
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--tokens", "0"], "token_count must be an integer from 1"),
-        (["--step", "0"], "prefill_step_size must be an integer from 1"),
-        (["--kv-bits", "7"], "kv_bits must be"),
-        (["--tokens", "100000"], "context"),
+        (["--tokens", "0"], "--tokens: '0' is no whole number from 1"),
+        (["--step", "x"], "--step: 'x' is no whole number from 1"),
+        (["--batch", "-1"], "--batch: '-1' is no whole number from 1"),
+        (["--decode", "-1"], "--decode: '-1' is no whole number from 0"),
+        (["--kv-bits", "7"], "--kv-bits: invalid choice: 7"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line_and_status_1(model, capsys, arguments, message):
-    assert main(["tune", model, *arguments]) == 1
+def test_an_option_that_makes_no_sense_is_named_before_anything_is_loaded(
+    capsys, arguments, message
+):
+    with pytest.raises(SystemExit) as exit_:
+        main(["tune", "no/model", *arguments])
+    assert exit_.value.code == 2
+    assert f"error: argument {message}" in capsys.readouterr().err
+
+
+def test_what_cannot_be_measured_is_one_line_and_status_1(model, capsys):
+    assert main(["tune", model, "--tokens", "100000"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("wiredactors: ")
-    assert message in captured.err
+    assert "context" in captured.err
+    assert captured.err.count("\n") == 1
 
 
 def test_a_model_that_is_not_there_is_one_line(capsys, tmp_path):

@@ -14,6 +14,7 @@ import attrs
 
 from wiredactors.cli.fitting import Fitting, Need, Room
 from wiredactors.cli.fitting_table import fitting_lines
+from wiredactors.cli.options import KV_BITS, count
 from wiredactors.engine.backend import device_memory
 from wiredactors.engine.estimating import estimate
 from wiredactors.engine.mlx_engine import DEFAULT_POOL_BYTES
@@ -42,13 +43,13 @@ def add_to(commands: Any) -> None:
     )
     parser.add_argument("models", nargs="+", metavar="MODEL")
     parser.add_argument(
-        "--tokens", type=_count, default=2048, metavar="N", help="of a job's prompt (2048)"
+        "--tokens", type=count, default=2048, metavar="N", help="of a job's prompt (2048)"
     )
     parser.add_argument(
-        "--max-tokens", type=_count, default=512, metavar="N", help="that a job generates (512)"
+        "--max-tokens", type=count, default=512, metavar="N", help="that a job generates (512)"
     )
     parser.add_argument(
-        "--jobs", type=_count, default=1, metavar="K", help="of each model at once: do they fit (1)"
+        "--jobs", type=count, default=1, metavar="K", help="of each model at once: do they fit (1)"
     )
     parser.add_argument(
         "--memory",
@@ -57,13 +58,17 @@ def add_to(commands: Any) -> None:
         help="of the machine, as it is sold: 16GB, 16G and 16GiB are the same (this machine's)",
     )
     parser.add_argument(
-        "--step", type=_count, default=512, metavar="S", help="prompt tokens in one step (512)"
+        "--step", type=count, default=512, metavar="S", help="prompt tokens in one step (512)"
     )
     parser.add_argument(
-        "--batch", type=_count, default=1, metavar="B", help="prompts read side by side (1)"
+        "--batch", type=count, default=1, metavar="B", help="prompts read side by side (1)"
     )
     parser.add_argument(
-        "--kv-bits", type=int, metavar="N", help="of a quantized cache: 2, 3, 4, 5, 6 or 8"
+        "--kv-bits",
+        type=int,
+        choices=KV_BITS,
+        metavar="N",
+        help="of a quantized cache: 2, 3, 4, 5, 6 or 8",
     )
     parser.add_argument(
         "--draft", metavar="MODEL", help="a smaller model that drafts for each of the models"
@@ -86,12 +91,6 @@ def parse_size(text: str) -> int:
     if size <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no size: say 16GB, 64GiB or 24G")
     return size
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
-    return int(text)
 
 
 def execute(options: argparse.Namespace) -> int:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 
 from wiredactors.cli import demo, doctor, estimate, run, tune
 from wiredactors.memory.errors import WiredMemoryError
+
+#: What a shell reports of a program whose reader has gone, as of `wiredactors doctor | head`.
+_SIGPIPE_STATUS = 141
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,14 +31,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         status: int = options.execute(options)
+        sys.stdout.flush()  # what nobody reads any more is found out here, not at exit
     except (WiredMemoryError, KeyboardInterrupt) as error:
         return _tell([error])
+    except BrokenPipeError:
+        if _is_read():  # it was another pipe
+            raise
+        return _SIGPIPE_STATUS
     except BaseExceptionGroup as group:  # of a scenario's own nursery
         ours, others = group.split((WiredMemoryError, KeyboardInterrupt))
         if ours is None or others is not None:
             raise
         return _tell(_leaves(ours))
     return status
+
+
+def _is_read() -> bool:
+    """Whether anybody still reads the output; if not, nothing more is written to it."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        # Python flushes once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def _tell(errors: Sequence[BaseException]) -> int:

@@ -13,8 +13,9 @@ import attrs
 import trio
 
 from wiredactors.actors.runtime import open_runtime
+from wiredactors.cli.options import KV_BITS, count, count_from_zero
 from wiredactors.memory.errors import WiredMemoryError
-from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
+from wiredactors.memory.measurement import WiredMemoryMeasurement
 from wiredactors.memory.units import format_bytes
 from wiredactors.scheduling.requests import StepReport
 
@@ -22,18 +23,43 @@ from wiredactors.scheduling.requests import StepReport
 _EXAMPLE = (1000, 500)
 
 
+_DESCRIPTION = (
+    "Load a model, let it read a made-up prompt, and say what that took: weights, cache and "
+    "workspace. What was measured is kept, so a second call measures nothing. A MODEL is a "
+    "directory, a GGUF file, or a hub id such as organization/model, which is downloaded."
+)
+
+
 def add_to(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
-        "tune", help="measure what a model takes: weights, cache and workspace"
+        "tune",
+        help="measure what a model takes: weights, cache and workspace",
+        description=_DESCRIPTION,
     )
-    parser.add_argument("model", help="a directory, a GGUF file or a hub id")
-    parser.add_argument("--tokens", type=int, default=2048, help="of the prompt (default: 2048)")
-    parser.add_argument("--step", type=int, default=512, help="of them at once (default: 512)")
-    parser.add_argument("--batch", type=int, default=1, help="rows side by side (default: 1)")
-    parser.add_argument("--kv-bits", type=int, help="of a quantized cache")
+    parser.add_argument("model", metavar="MODEL")
     parser.add_argument(
-        "--decode", type=int, default=0, help="tokens to generate; then their steps are measured"
+        "--tokens", type=count, default=2048, metavar="N", help="of the prompt (2048)"
+    )
+    parser.add_argument(
+        "--step", type=count, default=512, metavar="S", help="prompt tokens in one step (512)"
+    )
+    parser.add_argument(
+        "--batch", type=count, default=1, metavar="B", help="prompts read side by side (1)"
+    )
+    parser.add_argument(
+        "--kv-bits",
+        type=int,
+        choices=KV_BITS,
+        metavar="N",
+        help="of a quantized cache: 2, 3, 4, 5, 6 or 8",
+    )
+    parser.add_argument(
+        "--decode",
+        type=count_from_zero,
+        default=0,
+        metavar="N",
+        help="tokens to generate; then the workspace is that of their steps alone (0)",
     )
     parser.add_argument("--again", action="store_true", help="measure it though it is known")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
@@ -43,14 +69,6 @@ def add_to(commands: Any) -> None:
 def execute(options: argparse.Namespace) -> int:
     """Measure, and print it."""
     try:
-        # What is no number is said before anything is loaded.
-        TuneParameters(
-            token_count=options.tokens,
-            prefill_step_size=options.step,
-            batch_size=options.batch,
-            kv_bits=options.kv_bits,
-            decode_tokens=options.decode,
-        )
         # Standard output is for the answer alone.
         with contextlib.redirect_stdout(sys.stderr):
             measured = trio.run(_measure, options)

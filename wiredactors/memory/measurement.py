@@ -37,7 +37,7 @@ class TuneParameters:
         token_count: tokens of each row's prompt.
         prefill_step_size: prompt tokens in one step at most; the rest is the last step.
         batch_size: rows side by side.
-        kv_bits: bits of a quantized cache (2, 3, 4, 6 or 8); None leaves it as it is.
+        kv_bits: bits of a quantized cache (2, 3, 4, 5, 6 or 8); None leaves it as it is.
         kv_group_size: numbers that share a scale in a quantized cache.
         max_kv_size: bound of a rotating cache, for models that leave the choice to mlx-lm.
         decode_tokens: tokens that are generated after the prompt; 0 measures the prefill alone.
