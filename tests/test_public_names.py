@@ -26,6 +26,7 @@ ERRORS = [
     *("TicketTooLarge", "TicketWithdrawn", "TicketInUse", "QueueFull", "ManagerBusy"),
     *("ManagerAlreadyOpen", "ManagerClosed", "NoManager", "PolicyConflict", "PolicyError"),
     *("PromptTooLong", "ModelLoadError", "ModelNotLoaded", "GenerationError"),
+    *("TuneError", "MLXVLMNotInstalled"),
 ]
 
 REQUIRED = inspect.Parameter.empty

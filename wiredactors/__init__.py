@@ -13,7 +13,8 @@ from wiredactors.actors.runtime import Runtime, open_runtime
 from wiredactors.actors.tuning import tune
 from wiredactors.engine.estimating import estimate
 from wiredactors.engine.guard import GuardError
-from wiredactors.engine.imports import MLXNotInstalled
+from wiredactors.engine.imports import MLXNotInstalled, MLXVLMNotInstalled
+from wiredactors.engine.probe import TuneError
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.errors import (
     GenerationError,
@@ -70,6 +71,7 @@ __all__ = [
     "GuardError",
     "Job",
     "MLXNotInstalled",
+    "MLXVLMNotInstalled",
     "ManagerAlreadyOpen",
     "ManagerBusy",
     "ManagerClosed",
@@ -90,6 +92,7 @@ __all__ = [
     "TicketSnapshot",
     "TicketTooLarge",
     "TicketWithdrawn",
+    "TuneError",
     "TuneParameters",
     "WiredBudgetPolicy",
     "WiredFixedPolicy",

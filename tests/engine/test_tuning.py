@@ -668,6 +668,13 @@ async def test_tune_says_what_it_takes(model):
         await wa.tune(model)
 
 
+async def test_a_pair_that_was_loaded_lazily_is_measured_like_any(load, tiny_model):
+    lazy = import_mlx_lm("utils").load(str(tiny_model("llama")), lazy=True)
+    measured, expected = await wa.tune(lazy, 30), await wa.tune(load("llama"), 30)
+    assert (measured.weight_bytes, measured.kv_bytes) == (expected.weight_bytes, expected.kv_bytes)
+    assert measured.workspace_bytes < expected.workspace_bytes * 5 // 4
+
+
 async def test_a_pair_beside_an_open_runtime_is_refused(bounded, load, tiny_model):
     """The runtime's thread uses MLX meanwhile: the numbers would be wrong, and CUDA crashes."""
     pair = load("llama")
