@@ -282,6 +282,18 @@ class TestCodeThatAsksForNumbers:
         with pytest.raises(wa.ModelLoadError, match="measure it with tune"):
             wa.estimate(architecture("llama"))
 
+    def test_any_other_error_is_told_and_never_a_guess(
+        self, architecture: MakeArchitecture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*arguments: Any) -> Any:
+            raise KeyError("a mistake")
+
+        monkeypatch.setattr("wiredactors.engine.tracing.evaluate", fail)
+        for name in ("llama", "mamba2"):
+            with pytest.raises(wa.ModelLoadError, match=r"KeyError\('a mistake'\)") as caught:
+                wa.estimate(architecture(name))
+            assert isinstance(caught.value.__cause__, KeyError)
+
 
 class TestSources:
     @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.engine.graphs import Drawing
-from wiredactors.engine.graph import Graph, Shaped, _unmerge, record_graph
+from wiredactors.engine.graph import Graph, Shaped, Unrecordable, _unmerge, record_graph
 
 mx = pytest.importorskip("mlx.core")
 
@@ -48,9 +48,22 @@ def test_what_is_needed_leads_to_an_output() -> None:
     assert sorted(made) == ["Cos", "Exp"]
 
 
-def test_a_question_for_numbers_is_mlx_s_own_error() -> None:
-    with pytest.raises(ValueError, match="eval"):
-        record_graph(lambda x: [x + x.item()], [mx.zeros(())])
+def test_a_question_for_numbers_cannot_be_recorded() -> None:
+    for ask in (lambda x: x + x.item(), lambda x: mx.array(x.tolist()), memoryview):
+        with pytest.raises(Unrecordable, match="asks for numbers"):
+            record_graph(lambda x, ask=ask: [ask(x)], [mx.zeros(())])
+
+
+def test_nor_can_an_operation_that_mlx_cannot_export() -> None:
+    to_fp8 = mx.to_fp8
+    with pytest.raises(Unrecordable, match="ToFP8"):
+        record_graph(lambda x: [to_fp8(x)], [mx.zeros(3)])
+
+
+def test_any_other_error_is_as_it_was() -> None:
+    with pytest.raises(ValueError, match="reshape") as caught:
+        record_graph(lambda x: [x.reshape(2, 2)], [mx.zeros(3)])
+    assert not isinstance(caught.value, Unrecordable)
 
 
 class TestExportable:

@@ -100,6 +100,20 @@ class TestPlan:
         assert cost.step_bytes == truth.kv_bytes
         assert planned.weight_bytes == truth.weight_bytes
 
+    @pytest.mark.parametrize("asked", ["measure_cache", "step_workspace"])
+    def test_a_mistake_is_told_and_no_guess_made_of_it(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch, asked: str
+    ) -> None:
+        def fail(*arguments: Any, **options: Any) -> Any:
+            raise KeyError("a mistake")
+
+        if asked == "step_workspace":
+            monkeypatch.setattr("wiredactors.engine.sizing.workspace_at_end", fail)
+        else:
+            monkeypatch.setattr("wiredactors.engine.tracing.evaluate", fail)
+        with pytest.raises(ModelLoadError, match=r"KeyError\('a mistake'\)"):
+            plan(directory)
+
     def test_planning_takes_nothing_from_the_random_key(self, directory: Path) -> None:
         draws = []
         for planned in (False, True):

@@ -19,6 +19,19 @@ from wiredactors.engine.standing_in import StandIn, standing_in
 #: An array of a graph, by its name there.
 Name = str
 
+#: How MLX begins when it wants an array that nobody has evaluated.
+_WANTS_NUMBERS = "[eval] Attempting to eval an array"
+
+#: How it begins when it cannot record an operation.
+_CANNOT_EXPORT = "[export_function]"
+
+
+class Unrecordable(ValueError):
+    """MLX cannot record a function: only running it would tell. The message says why.
+
+    Any other error is a mistake, of the function or of ours.
+    """
+
 
 @attrs.frozen
 class Shaped:
@@ -94,8 +107,7 @@ def record_graph(function: Callable[..., Sequence[Any]], arrays: Sequence[Any]) 
     """The graph of `function(*arrays)`, which returns arrays. Nothing is evaluated.
 
     Raises:
-        Whatever the function raises, among it MLX's own ValueError where it asks for a number
-        that only evaluation would give.
+        Unrecordable: MLX cannot record it. Besides, whatever the function raises.
     """
     mx = import_mlx()
     graph = Graph()
@@ -124,8 +136,15 @@ def record_graph(function: Callable[..., Sequence[Any]], arrays: Sequence[Any]) 
                 )
             )
 
-    with _exportable(mx):
-        mx.export_function(take, lambda *given: tuple(function(*given)), *arrays)
+    try:
+        with _exportable(mx):
+            mx.export_function(take, lambda *given: tuple(function(*given)), *arrays)
+    except (ValueError, RuntimeError) as error:
+        if str(error).startswith(_WANTS_NUMBERS):
+            raise Unrecordable("its code asks for numbers that only running it gives") from error
+        if str(error).startswith(_CANNOT_EXPORT):
+            raise Unrecordable(f"MLX cannot record it ({error})") from error
+        raise
     _unmerge(graph)
     return graph
 

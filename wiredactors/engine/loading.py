@@ -14,6 +14,7 @@ import attrs
 from wiredactors.engine.blueprint import draw_directory, draw_gguf, read_config
 from wiredactors.engine.gguf import read_gguf_header
 from wiredactors.engine.gguf_model import gguf_load_peak_bytes, load_gguf
+from wiredactors.engine.graph import Unrecordable
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
 from wiredactors.engine.sizing import (
     context_length,
@@ -94,7 +95,7 @@ def plan_load(path: Path, options: LoadOptions, *, on_cpu: bool) -> LoadPlan:
 
     Raises:
         ModelLoadError: the files are missing, truncated, corrupted, or of an unknown architecture,
-            or the model's caches cannot be shared by several jobs.
+            the model's caches cannot be shared by several jobs, or its step cannot be predicted.
     """
     options = attrs.evolve(
         options,
@@ -124,7 +125,7 @@ def plan_load(path: Path, options: LoadOptions, *, on_cpu: bool) -> LoadPlan:
             rows=options.max_batch_size,
             context=context,
         )
-    except Exception:  # the model's own code asks for numbers that only running it gives
+    except Unrecordable:
         largest = max(options.prefill_step_size, options.max_batch_size)
         workspace = rough_workspace(blueprint.config, largest, context)
     margin = options.margin_bytes

@@ -11,12 +11,14 @@ import attrs
 from wiredactors.engine.blueprint import Blueprint
 from wiredactors.engine.cache import parts
 from wiredactors.engine.devices import device
+from wiredactors.engine.graph import Unrecordable
 from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.sizing import (
     cache_cost,
     guess_from,
     measure_cache,
     rough_workspace,
+    thinking_through,
     workspace_at_end,
 )
 from wiredactors.engine.tracing import Tracer, key_value_parts
@@ -27,9 +29,6 @@ from wiredactors.memory.measurement import TuneParameters
 
 #: Of a long prompt the first chunk and so many at the end are thought through whole.
 _WHOLE_CHUNKS = 2
-
-#: MLX's words where a model's code wants to see what has not been evaluated.
-_ASKS_FOR_NUMBERS = "Attempting to eval an array"
 
 #: Where a model works token by token, a prompt of more operations is not thought through whole
 #: (about three seconds), ...
@@ -64,18 +63,32 @@ class Rehearsal:
         self._short: list[Tracer] = []
 
     def run(self) -> Found:
+        """Think it through, or guess where MLX cannot record it.
+
+        Raises:
+            ValueError: the model cannot use the quantized cache.
+            ModelLoadError: something went wrong, or nothing is known of its caches.
+        """
         parameters = self._parameters
         whole, rest = divmod(parameters.token_count, parameters.prefill_step_size)
         chunks = [parameters.prefill_step_size] * whole + [rest] * (rest > 0)
         try:
-            if self._is_too_long(chunks):
-                found = self._extrapolated(chunks)
-            else:
-                found = self._thought_through(chunks)
-            if parameters.kv_bits is not None:
-                self._read_packed()
-        except Exception as error:
+            with thinking_through(self._model):
+                if self._is_too_long(chunks):
+                    found = self._extrapolated(chunks)
+                else:
+                    found = self._thought_through(chunks)
+                if parameters.kv_bits is not None:
+                    self._read_packed()
+        except Unrecordable as error:
             return self._roughly(chunks, error)
+        except ModelLoadError as error:
+            if parameters.kv_bits is None:
+                raise
+            raise ValueError(
+                f"kv_bits={parameters.kv_bits}: this model cannot use a quantized cache "
+                f"({error.__cause__}). Leave kv_bits out"
+            ) from error
         return found
 
     def row_cost(self) -> CacheCost:
@@ -195,19 +208,13 @@ class Rehearsal:
             alone.grow(chunk)
         return alone
 
-    def _roughly(self, chunks: list[int], error: Exception) -> Found:
-        """Where the model's own code asks for numbers that are not there.
+    def _roughly(self, chunks: list[int], error: Unrecordable) -> Found:
+        """Where only running it would tell.
 
         Raises:
-            ValueError: it is the quantized cache that the model cannot use.
             ModelLoadError: nothing is known of its caches.
         """
         parameters = self._parameters
-        if parameters.kv_bits is not None and _ASKS_FOR_NUMBERS not in str(error):
-            raise ValueError(
-                f"kv_bits={parameters.kv_bits}: this model cannot use a quantized cache "
-                f"({error}). Leave kv_bits out"
-            ) from error
         tracer = guess_from(self._tracer, self._make_cache(), error, self._quantize)
         for chunk in chunks:
             tracer.grow(chunk)
@@ -219,8 +226,8 @@ class Rehearsal:
             kv_bytes=tracer.cache_bytes,
             workspace_bytes=workspace,
             peak_bytes=tracer.cache_bytes + workspace,
-            approximate="its code asks for numbers that only running it gives, so all layers are "
-            "taken to be like the first, and the workspace is a rough guess",
+            approximate=f"{error}, so all layers are taken to be like the first, and the workspace "
+            "is a rough guess",
         )
 
 

@@ -5,11 +5,13 @@ It works on a blueprint before anything is loaded, and as well on a loaded model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wiredactors.engine.cache import is_rotating, parts
 from wiredactors.engine.devices import device
+from wiredactors.engine.graph import Unrecordable
 from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.tracing import Tracer, key_value_parts
 from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost
@@ -30,24 +32,46 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
     on one step of every batch when it is given the next batch's, so they add up over the batches.
 
     Raises:
-        ModelLoadError: the model's cache cannot be shared by a batch, or nothing is known of it.
+        ModelLoadError: the model's cache cannot be shared by a batch, nothing is known of it, or
+            something went wrong.
     """
     tracer = Tracer(model, shared_caches(model, 1), device())
     try:
-        tracer.step(1, prefill_step_size)
-    except Exception as error:
+        with thinking_through(model):
+            tracer.step(1, prefill_step_size)
+    except Unrecordable as error:
         tracer = guess_from(tracer, shared_caches(model, 1), error)
         tracer.grow(prefill_step_size)
     return cache_cost(tracer, rows=1, prefill_step_size=prefill_step_size)
 
 
+@contextlib.contextmanager
+def thinking_through(model: Any) -> Iterator[None]:
+    """What goes wrong inside says so, whether it is the model's code or ours that is wrong.
+
+    Only of what MLX cannot record may be guessed.
+
+    Raises:
+        ModelLoadError: something went wrong; its cause says what.
+    """
+    try:
+        yield
+    except (Unrecordable, ModelLoadError):
+        raise
+    except Exception as error:
+        raise ModelLoadError(
+            f"a step of {type(model).__module__} went wrong when it was thought through "
+            f"({error!r}): check the model's config, and if it runs in mlx-lm report this"
+        ) from error
+
+
 def guess_from(
     failed: Tracer,
     caches: list[Any],
-    error: Exception,
+    error: Unrecordable,
     after: Callable[[list[Any]], object] = lambda caches: None,
 ) -> Tracer:
-    """A tracer whose `caches` can grow, where the model's own code asks for numbers.
+    """A tracer whose `caches` can grow, where MLX cannot record its steps.
 
     It has mostly shown by then what its first layer keeps, and the others are taken to be alike.
 
@@ -61,8 +85,8 @@ def guess_from(
         tracer.fed = dict.fromkeys(range(len(key_value_parts(caches))), fed)
     if not tracer.can_grow:
         raise ModelLoadError(
-            f"what {type(model).__module__} takes cannot be predicted, because its code asks for "
-            f"numbers that only running it gives ({error!r}): measure it with tune"
+            f"what {type(model).__module__} takes cannot be predicted ({error}): measure it with "
+            "tune"
         ) from error
     tracer.vocabulary = int(getattr(getattr(model, "args", None), "vocab_size", 0))
     return tracer
@@ -133,17 +157,19 @@ def step_workspace(model: Any, *, prefill_step_size: int, rows: int, context: in
     pair of token and head.
 
     Raises:
-        ModelLoadError: the model's cache cannot be shared by a batch.
+        Unrecordable: only running it would tell.
+        ModelLoadError: the model's cache cannot be shared by a batch, or something went wrong.
     """
     step = min(prefill_step_size, context)
     prefill = Tracer(model, shared_caches(model, 1), device())
-    prefill.step(1, step)
     decode = Tracer(model, shared_caches(model, rows), device())
-    decode.step(rows, 1, logits=True)
-    return max(
-        workspace_at_end(prefill, rows=1, tokens=step, context=context),
-        workspace_at_end(decode, rows=rows, tokens=1, context=context, chunk=step, logits=True),
-    )
+    with thinking_through(model):
+        prefill.step(1, step)
+        decode.step(rows, 1, logits=True)
+        return max(
+            workspace_at_end(prefill, rows=1, tokens=step, context=context),
+            workspace_at_end(decode, rows=rows, tokens=1, context=context, chunk=step, logits=True),
+        )
 
 
 def workspace_at_end(
