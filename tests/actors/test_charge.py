@@ -163,6 +163,15 @@ async def test_of_a_row_that_never_decoded_nothing_is_learned_or_told(
         assert house.engine.corrections["greedy"].count == 0
 
 
+async def test_where_nothing_was_predicted_nothing_is_learned(autojump_clock: MockClock) -> None:
+    house = House()
+    house.engine.sources["free"] = ModelledModel(kv_bytes_per_token=0, unpredicted_bytes=7)
+    async with house.opened() as runtime:
+        model = await runtime.load("free")
+        assert (await run_job(model)).kv_bytes == 7
+        assert (model.correction, model.prediction_error) == (1.0, None)
+
+
 async def test_a_row_under_a_callers_ticket_counts_by_its_own_prediction(
     autojump_clock: MockClock,
 ) -> None:

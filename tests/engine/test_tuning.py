@@ -511,6 +511,20 @@ async def test_cancelled_it_ends_before_the_next_step(bounded, tiny_model, prefi
         assert job.result is not None
 
 
+async def test_cancelled_while_another_runs_it_does_not_begin(bounded, tiny_model, prefills):
+    first = TuneParameters(token_count=1000, prefill_step_size=1)
+    async with open_recorded() as recorded:
+        model = await recorded.runtime.load(tiny_model("llama"), name="chat")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tune_in, model, first)
+            while not prefills:  # noqa: ASYNC110  # it happens on the device thread
+                await trio.sleep(0.01)
+            with trio.move_on_after(0.05) as scope:
+                await tune_in(model, PARAMETERS)
+        assert scope.cancelled_caught
+    assert prefills == [first]
+
+
 async def test_an_error_reaches_the_caller_and_keeps_nothing(bounded, tiny_model):
     async with open_recorded() as recorded:
         model = await recorded.runtime.load(tiny_model("short_window"), name="chat")

@@ -37,9 +37,10 @@ class Charge:
     def settle(self, observed_bytes: int) -> dict[str, Any]:
         """Learn from what the row's cache took; returns it in numbers, for the job's last event.
 
-        Of a row that never decoded (0) there is nothing to learn and to tell.
+        Of a row that never decoded (0), or for which nothing was predicted, there is nothing to
+        learn and to tell.
         """
-        if not observed_bytes:
+        if not observed_bytes or not self.predicted_bytes:
             return {}
         self._correction.record(self.predicted_bytes, observed_bytes)
         return {

@@ -216,10 +216,13 @@ class MlxEngine:
             self.device.deliver(self._hand_over, [], self._meter.report(name, "tune"))
             self._meter.start()
 
+        def tune() -> WiredMemoryMeasurement:
+            if aborted:  # while another was measured
+                raise TuneAborted
+            return self._tune(name, parameters, check, remeasure)
+
         # One call, so that no batch steps meanwhile.
-        return await self.device.run(
-            functools.partial(self._tune, name, parameters, check, remeasure), abort=abort
-        )
+        return await self.device.run(tune, abort=abort)
 
     def _tune(
         self, name: str, parameters: TuneParameters, check: Callable[[], None], remeasure: bool
