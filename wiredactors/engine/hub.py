@@ -152,6 +152,6 @@ def _explain(hub_id: str, error: Exception) -> str:
         case errors.HfHubHTTPError():
             return f"the hub refuses {hub_id}: {said}"
     return (
-        f"the hub cannot be reached ({said or type(error).__name__}), and {hub_id} is not whole in "
-        "the local cache: check the connection, or give a directory"
+        f"there is no {hub_id!r} here, the hub cannot be reached ({said or type(error).__name__}), "
+        "and the local cache does not hold all of it: check the path, or the connection"
     )
