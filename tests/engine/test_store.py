@@ -155,6 +155,7 @@ def test_a_corrupted_or_foreign_file_is_reported_and_replaced(store, damage):
     assert (log["event"], log["log_level"]) == ("measurement_unreadable", "warning")
     assert log["file"] == str(file)
     assert log["reason"]
+    assert "delete it" in log["advice"]
     store.put(KEY, MEASURED)
     assert store.get(KEY) == MEASURED
 
@@ -174,6 +175,7 @@ def test_a_folder_that_cannot_be_written_is_reported_and_no_more(tmp_path):
         store.put(KEY, MEASURED)
         assert store.get(KEY) is None
     assert [log["event"] for log in logs] == ["measurement_not_stored", "measurement_unreadable"]
+    assert "WIREDACTORS_CACHE_DIR" in logs[0]["advice"]
 
 
 def test_an_entry_appears_whole_or_not_at_all(store, monkeypatch):

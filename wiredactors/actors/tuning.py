@@ -49,8 +49,9 @@ async def tune(
         batch_size, kv_bits, kv_group_size, max_kv_size, decode_tokens: see `TuneParameters`.
         user_input: a prompt or chat messages to measure instead of a made-up prompt; its tokens
             replace `token_count`. For mlx-vlm's pair messages may hold images and videos, as
-            `{"type": "image", "image": a path or a PIL image}` in their content; their tensors, the
-            vision tower's workspace and the image tokens count.
+            `{"type": "image", "image": ...}` in their content: a path, an address, the file's
+            bytes, a PIL image; their tensors, the vision tower's workspace and the image tokens
+            count.
         remeasure: run it though it is known. For a `Model`.
 
     Raises:

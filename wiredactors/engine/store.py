@@ -32,6 +32,12 @@ FOLDER_VARIABLE = "WIREDACTORS_CACHE_DIR"
 #: Of the files' form; another one is not read.
 _FORMAT = 1
 
+_ADVICE = {
+    "measurement_unreadable": "it counts as missing and is replaced; if that fails, delete it",
+    "measurement_not_stored": "make room, make the folder writable, or name another one in the "
+    f"environment's {FOLDER_VARIABLE}",
+}
+
 _logger = structlog.get_logger(__name__)
 
 
@@ -138,7 +144,8 @@ class MeasurementStore:
         return True
 
     def _tell(self, what: str, key: StoreKey, error: Exception) -> None:
-        _logger.warning(what, file=str(self._path(key)), reason=str(error) or repr(error))
+        reason = str(error) or repr(error)
+        _logger.warning(what, file=str(self._path(key)), reason=reason, advice=_ADVICE[what])
 
 
 def model_key(path: Path, options: Mapping[str, Any]) -> StoreKey:

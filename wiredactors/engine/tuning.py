@@ -95,7 +95,7 @@ def _run_prefill(
         logits = run(last, cache)
         settle_cache(cache, parameters, mx.argmax(logits[:, -1, :], axis=-1))
 
-    mx.eval(model.parameters())  # one that was loaded lazily
+    mx.eval(model.parameters())  # it may have been loaded lazily
     # What modules make when they first run, and keep, is not the prompt's.
     cache = make_cache()
     for tokens in (prompt[:1] * 2, prompt[:1]):

@@ -119,7 +119,7 @@ def _run(
         logits = call(cache)
         mx.eval(mx.argmax(logits[:, -1, :], axis=-1), [part.state for part in cache])
 
-    mx.eval(model.parameters())  # one that was loaded lazily
+    mx.eval(model.parameters())  # it may have been loaded lazily
     probe.begin()
     cache = make_cache()
     probe.step(functools.partial(read, cache))
