@@ -19,7 +19,7 @@ import wiredactors as wa
 from tests.engine import gguf_files, tiny, truth
 from tests.engine.architectures import CONFIGS, make_architecture
 from tests.engine.sweep import STEP, Case, Compared, sweep
-from wiredactors.engine import rehearsal
+from wiredactors.engine import unrolled
 from wiredactors.engine.gguf import read_gguf_header
 from wiredactors.engine.gguf_model import load_gguf
 from wiredactors.engine.tuning import run_prefill
@@ -113,6 +113,8 @@ class TestEveryArchitecture:
             predicted, taken = each.peak
             assert predicted >= LEAST * taken, each.case
             assert predicted <= MOST * taken or name in ROUGH, each.case
+            for _, taken in (each.weights, each.kv, each.workspace):
+                assert taken > 0, each.case
 
     def test_nearly_all_are_exact_and_none_is_under(self) -> None:
         exact = [
@@ -241,7 +243,7 @@ class TestTokenByToken:
         tokens: int,
         rows: int,
     ) -> None:
-        monkeypatch.setattr(rehearsal, "_MOST_OPERATIONS", 0)
+        monkeypatch.setattr(unrolled, "_MOST_OPERATIONS", 0)
         path = architecture(name)
         options = {"token_count": tokens, "prefill_step_size": STEP, "batch_size": rows}
         predicted = wa.estimate(path, **options)
@@ -255,7 +257,7 @@ class TestTokenByToken:
     def test_a_model_of_attention_alone_is_never_too_long(
         self, architecture: MakeArchitecture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(rehearsal, "_MOST_OPERATIONS", 0)
+        monkeypatch.setattr(unrolled, "_MOST_OPERATIONS", 0)
         assert wa.estimate(architecture("llama"), 5000, 100).approximate is None
 
 
