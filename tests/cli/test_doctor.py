@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
 import os
 import platform
@@ -50,7 +52,10 @@ def test_here_it_says_what_is_installed_and_that_all_is_well(capsys):
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert "All is well." in printed
-    assert f"trio            {__import__('trio').__version__}" in printed
+    for name in ("trio", "mlx-vlm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            assert f"  {name:16}{version}\n" in printed
     assert "To report a bug, send this whole output" in printed
     assert "unknown" not in printed
     assert max(map(len, printed.splitlines())) <= 88
@@ -93,6 +98,7 @@ def test_on_a_mac_every_number_has_its_line(capsys, found):
     lines = lines_of(capsys)
     assert lines["MLX back end"] == "mlx-metal 0.32.4"
     assert lines["mlx-lm"].startswith("not installed (supported: ")
+    assert lines["mlx-vlm"] == "not installed (only images and videos need it)"
     assert lines["device"] == "Metal: Apple M2 Max"
     assert lines["largest array"] == "36.0 GiB"
     assert lines["working set"].startswith("48.0 GiB")

@@ -84,6 +84,8 @@ def _versions(versions: Versions) -> Iterator[str]:
     back_ends = [f"{name} {version}" for name, version in versions.back_ends.items()]
     yield from _entry("MLX back end", " and ".join(back_ends) or absent)
     yield from _entry("mlx-lm", f"{versions.mlx_lm or absent} (supported: {SUPPORTED_MLX_LM})")
+    none = f"{absent} (only images and videos need it)"
+    yield from _entry("mlx-vlm", versions.mlx_vlm or none)
     yield from _entry("trio", versions.trio or absent)
 
 

@@ -72,6 +72,7 @@ class Versions:
     back_ends: dict[str, str]
     mlx_lm: str | None
     trio: str | None
+    mlx_vlm: str | None = None
 
 
 @attrs.frozen
@@ -196,6 +197,7 @@ def _versions() -> Versions:
         back_ends={name: version for name, version in back_ends.items() if version},
         mlx_lm=_version("mlx-lm"),
         trio=_version("trio"),
+        mlx_vlm=_version("mlx-vlm"),
     )
 
 
