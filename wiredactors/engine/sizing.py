@@ -9,11 +9,14 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import attrs
+
 from wiredactors.engine.cache import is_rotating, parts
 from wiredactors.engine.devices import device
 from wiredactors.engine.graph import Unrecordable
 from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.tracing import Tracer, key_value_parts
+from wiredactors.engine.unrolled import SHORT, short_steps, size_at
 from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost
 from wiredactors.memory.errors import ModelLoadError
 
@@ -35,14 +38,26 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
         ModelLoadError: the model's cache cannot be shared by a batch, nothing is known of it, or
             something went wrong.
     """
-    tracer = Tracer(model, shared_caches(model, 1), device())
+
+    def new_tracer() -> Tracer:
+        return Tracer(model, shared_caches(model, 1), device())
+
+    def cost(tracer: Tracer) -> CacheCost:
+        return cache_cost(tracer, rows=1, prefill_step_size=prefill_step_size)
+
+    tracer = new_tracer()
     try:
         with thinking_through(model):
+            short = short_steps(new_tracer, rows=1, tokens=prefill_step_size)
+            if short:
+                fewer, more = map(cost, short)
+                states = [fewer.fixed_bytes, more.fixed_bytes]
+                return attrs.evolve(more, fixed_bytes=size_at(prefill_step_size, states))
             tracer.step(1, prefill_step_size)
     except Unrecordable as error:
         tracer = guess_from(tracer, shared_caches(model, 1), error)
         tracer.grow(prefill_step_size)
-    return cache_cost(tracer, rows=1, prefill_step_size=prefill_step_size)
+    return cost(tracer)
 
 
 @contextlib.contextmanager
@@ -161,15 +176,27 @@ def step_workspace(model: Any, *, prefill_step_size: int, rows: int, context: in
         ModelLoadError: the model's cache cannot be shared by a batch, or something went wrong.
     """
     step = min(prefill_step_size, context)
-    prefill = Tracer(model, shared_caches(model, 1), device())
-    decode = Tracer(model, shared_caches(model, rows), device())
+
+    def new_tracer(rows: int = 1) -> Tracer:
+        return Tracer(model, shared_caches(model, rows), device())
+
+    def prefill(tracer: Tracer, tokens: int) -> int:
+        return workspace_at_end(tracer, rows=1, tokens=tokens, context=context)
+
     with thinking_through(model):
-        prefill.step(1, step)
-        decode.step(rows, 1, logits=True)
-        return max(
-            workspace_at_end(prefill, rows=1, tokens=step, context=context),
-            workspace_at_end(decode, rows=rows, tokens=1, context=context, chunk=step, logits=True),
+        short = short_steps(new_tracer, rows=1, tokens=step)
+        if short:
+            prompt = size_at(step, list(map(prefill, short, SHORT)))
+        else:
+            tracer = new_tracer()
+            tracer.step(1, step)
+            prompt = prefill(tracer, step)
+        tracer = new_tracer(rows)
+        tracer.step(rows, 1, logits=True)
+        batch = workspace_at_end(
+            tracer, rows=rows, tokens=1, context=context, chunk=step, logits=True
         )
+    return max(prompt, batch)
 
 
 def workspace_at_end(
