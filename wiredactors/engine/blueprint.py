@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import io
 import json
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,11 @@ from wiredactors.memory.errors import ModelLoadError
 _USUAL_DTYPE = "bfloat16"
 
 _ADVICE = "take the whole config.json of the model"
+
+
+def in_short(error: Exception) -> str:
+    """What somebody else's error says, on one line: mlx-lm's may name each array of a model."""
+    return textwrap.shorten(str(error), 300, placeholder=" ...")
 
 
 @attrs.frozen(kw_only=True)
@@ -105,8 +111,8 @@ def draw_files(
             model, config = import_mlx_lm("utils").load_model(folder, lazy=True)
         except Exception as error:
             raise ModelLoadError(
-                f"{called}: mlx-lm makes no model of its weight files and its config ({error}): "
-                "download it again, or convert it with mlx_lm.convert"
+                f"{called}: mlx-lm makes no model of its weight files and its config "
+                f"({in_short(error)}): download it again, or convert it with mlx_lm.convert"
             ) from error
         return _emptied(model, config, approximate)
 

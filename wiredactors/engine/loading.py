@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from wiredactors.engine.blueprint import draw_directory, draw_gguf, read_config
+from wiredactors.engine.blueprint import draw_directory, draw_gguf, in_short, read_config
 from wiredactors.engine.gguf import read_gguf_header
 from wiredactors.engine.gguf_model import gguf_load_peak_bytes, load_gguf
 from wiredactors.engine.graph import Unrecordable
@@ -188,7 +188,13 @@ def _load_directory(path: Path, progress: Progress) -> tuple[Any, Any, Mapping[s
     mx = import_mlx()
     utils = import_mlx_lm("utils")
     model, config = utils.load_model(path, lazy=True)
-    tokenizer = utils.load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    try:
+        tokenizer = utils.load_tokenizer(path, eos_token_ids=config.get("eos_token_id"))
+    except Exception as error:
+        raise ModelLoadError(
+            f"{path} could not be loaded: its tokenizer is missing or broken ({in_short(error)}): "
+            "download it again, with tokenizer.json and tokenizer_config.json"
+        ) from error
     parameters = [value for _, value in _flatten(model.parameters())]
     total = sum(value.nbytes for value in parameters)
     done = 0
