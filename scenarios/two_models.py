@@ -14,7 +14,7 @@ import trio
 import wiredactors as wa
 
 #: Both models' weights (623 MiB) and the workspace fit, and about four answers of 12 MiB each.
-CAP = 704 * wa.MIB
+CAP = 720 * wa.MIB
 POLICY = wa.WiredSumPolicy(cap=CAP)
 
 QUESTIONS = {
