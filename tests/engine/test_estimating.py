@@ -19,9 +19,10 @@ import wiredactors as wa
 from tests.engine import gguf_files, tiny, truth
 from tests.engine.architectures import CONFIGS, make_architecture
 from tests.engine.sweep import STEP, Case, Compared, sweep
-from wiredactors.engine import unrolled
+from wiredactors.engine import rehearsal, unrolled
 from wiredactors.engine.gguf import read_gguf_header
 from wiredactors.engine.gguf_model import load_gguf
+from wiredactors.engine.tracing import Tracer
 from wiredactors.engine.tuning import run_prefill
 
 mx = pytest.importorskip("mlx.core")
@@ -175,6 +176,33 @@ class TestOtherPrompts:
         self, architecture: MakeArchitecture, name: str
     ) -> None:
         assert_met(architecture(name), token_count=1100, prefill_step_size=100)
+
+    @pytest.mark.parametrize("name", ["llama", "gemma3_text", "granitemoehybrid"])
+    @pytest.mark.parametrize("step", [1, 64, 512, 300])
+    @pytest.mark.parametrize("chunks", [5, 10.5])
+    def test_its_middle_may_be_read_in_one_piece(
+        self,
+        architecture: MakeArchitecture,
+        monkeypatch: pytest.MonkeyPatch,
+        name: str,
+        step: int,
+        chunks: float,
+    ) -> None:
+        path, tokens = architecture(name), int(chunks * step)
+        at_once = wa.estimate(path, tokens, step)
+        monkeypatch.setattr(rehearsal, "_merged", lambda chunks, tracer: chunks)
+        assert at_once == wa.estimate(path, tokens, step)
+
+    def test_a_very_long_prompt_takes_few_steps(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        grown: list[int] = []
+        grow = Tracer.grow
+        monkeypatch.setattr(
+            Tracer, "grow", lambda self, tokens: (grown.append(tokens), grow(self, tokens))
+        )
+        predicted = wa.estimate(tiny.CONFIGS["llama"], (1 << 20) - 100, 1)
+        assert len(grown) <= 4
+        # Of four layers and four heads, keys and values of 64 numbers, two bytes each.
+        assert predicted.kv_bytes == (1 << 20) * 4 * 4 * 2 * 64 * 2
 
     @pytest.mark.parametrize("name", ["llama", "gemma3_text", "mamba2", "granitemoehybrid"])
     @pytest.mark.parametrize(("tokens", "more"), [(250, 12), (256, 1), (512, 2)])

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from wiredactors.engine.blueprint import Blueprint
+from wiredactors.engine.cache import is_rotating, parts
 from wiredactors.engine.devices import device
 from wiredactors.engine.graph import Unrecordable
 from wiredactors.engine.imports import import_mlx_lm
@@ -122,7 +123,7 @@ class Rehearsal:
         rest = chunks[1:]
         if len(rest) > _WHOLE_CHUNKS and tracer.can_grow:
             # The chunks between change nothing but the length, and later ones take more.
-            for chunk in rest[:-_WHOLE_CHUNKS]:
+            for chunk in _merged(rest[:-_WHOLE_CHUNKS], tracer):
                 tracer.grow(chunk)
                 tracer.steps.pop()
             rest = rest[-_WHOLE_CHUNKS:]
@@ -206,6 +207,22 @@ class Rehearsal:
             approximate=f"{error}, so all layers are taken to be like the first, and the workspace "
             "is a rough guess",
         )
+
+
+def _merged(chunks: list[int], tracer: Tracer) -> list[int]:
+    """The equal chunks that follow a first one, as few as leave caches of the same length.
+
+    Keys and values grow by whole steps from wherever they are. So chunks that end where such a step
+    ends are as good as one. The last stays alone: a window keeps it whole, however long it is.
+    """
+    size = chunks[0]
+    windows = any(is_rotating(part) for cache in tracer.caches for part in parts(cache))
+    if (STEP_TOKENS % size and size % STEP_TOKENS) or (windows and size == 1):
+        return chunks
+    between = sum(chunks[:-1])
+    to_step = min(between, -size % STEP_TOKENS)
+    whole = (between - to_step) // STEP_TOKENS * STEP_TOKENS
+    return [each for each in (to_step, whole, between - to_step - whole, size) if each]
 
 
 def _found(tracer: Tracer) -> Found:
