@@ -693,7 +693,8 @@ async def test_a_pair_that_was_loaded_lazily_is_measured_like_any(load, tiny_mod
     lazy = import_mlx_lm("utils").load(str(tiny_model("llama")), lazy=True)
     measured, expected = await wa.tune(lazy, 30), await wa.tune(load("llama"), 30)
     assert (measured.weight_bytes, measured.kv_bytes) == (expected.weight_bytes, expected.kv_bytes)
-    assert measured.workspace_bytes < expected.workspace_bytes * 5 // 4
+    # The workspace is chance to some part, but the weights are not in it.
+    assert measured.workspace_bytes < expected.workspace_bytes + expected.weight_bytes // 2
 
 
 async def test_a_pair_beside_an_open_runtime_is_refused(bounded, load, tiny_model):
