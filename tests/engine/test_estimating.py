@@ -201,6 +201,9 @@ class TestOtherPrompts:
         )
         predicted = wa.estimate(tiny.CONFIGS["llama"], (1 << 20) - 100, 1)
         assert len(grown) <= 4
+        grown.clear()
+        wa.estimate(tiny.CONFIGS["llama"], 100, decode_tokens=1000)
+        assert len(grown) <= 5
         # Of four layers and four heads, keys and values of 64 numbers, two bytes each.
         assert predicted.kv_bytes == (1 << 20) * 4 * 4 * 2 * 64 * 2
 

@@ -138,13 +138,18 @@ class Rehearsal:
         tracer.steps.clear()
         parameters = self._parameters
         room = grown_tokens(parameters.token_count, 0, parameters.prefill_step_size)
+        passed = 0
         for done in range(parameters.decode_tokens):
             full = (parameters.token_count + done - room) % STEP_TOKENS == 0
             if tracer.can_grow and 0 < done < parameters.decode_tokens - 1 and not full:
-                tracer.grow(1)
+                passed += 1
+                continue
+            # They have room for these; only a window takes tokens one by one.
+            for tokens in [1] * passed if _has_windows(tracer) else [passed] * (passed > 0):
+                tracer.grow(tokens)
                 tracer.steps.pop()
-            else:
-                tracer.step(parameters.batch_size, 1, logits=True)
+            passed = 0
+            tracer.step(parameters.batch_size, 1, logits=True)
 
     def _extrapolated(self, chunks: list[int]) -> Found:
         """From steps of few tokens: each more token takes as much as the one before."""
@@ -216,13 +221,16 @@ def _merged(chunks: list[int], tracer: Tracer) -> list[int]:
     ends are as good as one. The last stays alone: a window keeps it whole, however long it is.
     """
     size = chunks[0]
-    windows = any(is_rotating(part) for cache in tracer.caches for part in parts(cache))
-    if (STEP_TOKENS % size and size % STEP_TOKENS) or (windows and size == 1):
+    if (STEP_TOKENS % size and size % STEP_TOKENS) or (size == 1 and _has_windows(tracer)):
         return chunks
     between = sum(chunks[:-1])
     to_step = min(between, -size % STEP_TOKENS)
     whole = (between - to_step) // STEP_TOKENS * STEP_TOKENS
     return [each for each in (to_step, whole, between - to_step - whole, size) if each]
+
+
+def _has_windows(tracer: Tracer) -> bool:
+    return any(is_rotating(part) for cache in tracer.caches for part in parts(cache))
 
 
 def _found(tracer: Tracer) -> Found:
