@@ -16,8 +16,8 @@ import pytest
 
 from wiredactors.engine.blueprint import Blueprint, draw_config
 from wiredactors.engine.estimating import estimate
+from wiredactors.engine.modules import resident_table_bytes
 from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache
-from wiredactors.engine.tracing import resident_table_bytes
 
 KNOWN = Path(__file__).parent / "known"
 

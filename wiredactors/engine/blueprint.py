@@ -24,8 +24,8 @@ from wiredactors.engine.gguf import read_gguf_header
 from wiredactors.engine.gguf_layout import gguf_config
 from wiredactors.engine.gguf_model import empty_model
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
+from wiredactors.engine.modules import resident_table_bytes
 from wiredactors.engine.quantization import quantize
-from wiredactors.engine.tracing import resident_table_bytes
 from wiredactors.engine.weights import WeightFile, hollow_copy, weight_files
 from wiredactors.memory.errors import ModelLoadError
 

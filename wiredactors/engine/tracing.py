@@ -19,6 +19,7 @@ from wiredactors.engine.fusion import compiles, fuse, marked_functions
 from wiredactors.engine.graph import record_graph
 from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.liveness import Buffer, Device, Held, evaluate
+from wiredactors.engine.modules import own_tables, untouched
 
 #: Caches of which it is known how they grow.
 _GROWING = ("KVCache", "RotatingKVCache", "QuantizedKVCache", "ArraysCache")
@@ -158,10 +159,10 @@ class Tracer:
             wanted = run(arrays[: len(given)])
             caches = _arrays_of(self.caches)
             counts.extend((len(wanted), len(caches)))
-            return [*wanted, *caches, *_tables(self.model)]
+            return [*wanted, *caches, *own_tables(self.model)]
 
         fusing = compiles()
-        with _untouched(self.model), marked_functions() if fusing else contextlib.nullcontext():
+        with untouched(self.model), marked_functions() if fusing else contextlib.nullcontext():
             try:
                 graph = record_graph(function, [*given, *weights, *held_before])
             finally:
@@ -259,50 +260,6 @@ def _walk(thing: Any, change: Callable[[Any], Any]) -> Any:
 
 def _is_cache(thing: Any) -> bool:
     return type(thing).__module__.startswith("mlx_lm.") and hasattr(thing, "__dict__")
-
-
-def _tables(model: Any) -> list[Any]:
-    """Arrays that modules keep besides their weights, for instance a rotation's frequencies."""
-    array = import_mlx().array
-    weights = {id(weight) for _, weight in _flatten(model.parameters())}
-    found: dict[int, Any] = {}
-    for module in model.modules():
-        for value in [*dict.values(module), *vars(module).values()]:
-            if isinstance(value, array) and id(value) not in weights:
-                found[id(value)] = value
-    return list(found.values())
-
-
-def resident_table_bytes(model: Any) -> int:
-    """Bytes of such arrays that are there before the first step.
-
-    Some were evaluated when the model was built; of the others it is what they are made of.
-    """
-    mx = import_mlx()
-    there, lazy = 0, []
-    for table in _tables(model):
-        try:
-            there += mx.get_array_buffer_size(table)
-        except ValueError:  # it has not been evaluated
-            lazy.append(table)
-    for table in lazy:
-        graph = record_graph(lambda table=table: [table], [])
-        there += sum(graph.arrays[name].nbytes for name in graph.constants)
-    return there
-
-
-@contextlib.contextmanager
-def _untouched(model: Any) -> Iterator[None]:
-    """Undo what modules note down in themselves when they are called."""
-    before = [(module, dict(module), dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, items, attributes in before:
-            dict.clear(module)
-            dict.update(module, items)
-            vars(module).clear()
-            vars(module).update(attributes)
 
 
 def _flatten(tree: Any) -> list[tuple[str, Any]]:

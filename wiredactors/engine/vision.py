@@ -6,9 +6,8 @@ pixels, the vision tower and the embeddings are part of what it holds for a mome
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -21,6 +20,7 @@ from wiredactors.engine.conversation import (
     shortened,
 )
 from wiredactors.engine.imports import import_mlx, import_mlx_vlm
+from wiredactors.engine.modules import untouched
 from wiredactors.engine.probe import Probe, TuneError, open_probe
 from wiredactors.engine.tuning import cache_maker, derive_cost, synthetic_tokens
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
@@ -70,7 +70,7 @@ def run_vision_prefill(
         prepare = _preparation(model, processor, read_conversation(user_input))
     make_cache = cache_maker(model.language_model, parameters, import_mlx_vlm("models.cache"))
     with (
-        _as_it_was(model),
+        untouched(model),
         open_probe(import_mlx_vlm("generate.common").generation_stream) as probe,
     ):
         return _run(model, prepare, parameters, make_cache, probe)
@@ -178,17 +178,3 @@ def _preparation(
         return inputs
 
     return prepare
-
-
-@contextlib.contextmanager
-def _as_it_was(model: Any) -> Iterator[None]:
-    """Some models note down positions of the last prompt in themselves: put back what was there."""
-    before = [(module, dict(module), dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, items, attributes in before:
-            dict.clear(module)
-            dict.update(module, items)
-            vars(module).clear()
-            vars(module).update(attributes)
