@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -19,6 +20,11 @@ def _positive(instance: object, attribute: attrs.Attribute[Any], value: object) 
 def _not_negative(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         raise ValueError(f"{attribute.name} must be a number from 0, not {value!r}")
+
+
+def _above_zero(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{attribute.name} must be a number above 0, not {value!r}")
 
 
 def _count(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -43,6 +49,30 @@ def _stops(value: str | Sequence[str]) -> tuple[str, ...]:
     return texts
 
 
+def _bias(
+    value: Mapping[int, float] | Iterable[tuple[int, float]],
+) -> tuple[tuple[int, float], ...]:
+    pairs = tuple(value.items() if isinstance(value, Mapping) else value)
+    for token, bias in pairs:
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise ValueError(f"logit_bias maps token ids, integers from 0, and not {token!r}")
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or math.isnan(bias):
+            raise ValueError(f"the bias of token {token} must be a number, not {bias!r}")
+    return pairs
+
+
+def _functions(value: Iterable[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
+    functions = tuple(value)
+    if not all(callable(function) for function in functions):
+        raise ValueError(f"logits_processors must be functions, not {functions!r}")
+    return functions
+
+
+def _optional_function(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not callable(value):
+        raise ValueError(f"{attribute.name} must be a function or None, not {value!r}")
+
+
 @attrs.frozen(kw_only=True)
 class SamplingParameters:
     """How tokens are chosen; the names are those of mlx-lm's server.
@@ -56,6 +86,13 @@ class SamplingParameters:
         stop: texts that end the answer; they are not part of it.
         repetition_penalty: divides the score of recent tokens; 1 and 0 are off.
         repetition_context_size: how many tokens are recent.
+        logit_bias: what is added to the scores of these tokens, by their ids.
+        logits_processors: functions `(tokens, logits)` of MLX arrays, in the form of mlx-lm's: the
+            tokens so far and scores of shape [1, vocabulary]; each returns the scores anew.
+        sampler: a function of log-probabilities [1, vocabulary] that returns the token, in the form
+            of mlx-lm's; it takes the place of the parameters from temperature to seed.
+        logprobs: whether each chunk tells the log-probability of its token.
+        top_logprobs: so many of the likeliest tokens are told with their log-probabilities.
     """
 
     temperature: float = attrs.field(default=0.0, validator=_not_negative)
@@ -66,6 +103,37 @@ class SamplingParameters:
     stop: tuple[str, ...] = attrs.field(default=(), converter=_stops)
     repetition_penalty: float = attrs.field(default=0.0, validator=_not_negative)
     repetition_context_size: int = attrs.field(default=20, validator=_positive)
+    logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=_bias)
+    logits_processors: tuple[Callable[..., Any], ...] = attrs.field(
+        default=(), converter=_functions
+    )
+    sampler: Callable[[Any], Any] | None = attrs.field(default=None, validator=_optional_function)
+    logprobs: bool = False
+    top_logprobs: int = attrs.field(default=0, validator=_count)
+
+
+@attrs.frozen(kw_only=True)
+class CacheOptions:
+    """How a row's cache is kept; the names are those of mlx-lm. Such a row has steps of its own.
+
+    Attributes:
+        kv_bits: bits of each quantized number; None keeps them whole.
+        kv_group_size: numbers that share a scale.
+        max_kv_size: tokens that are kept at most, the first four and the latest; None keeps all.
+    """
+
+    kv_bits: int | None = attrs.field(
+        default=None, validator=attrs.validators.in_((None, 2, 3, 4, 5, 6, 8))
+    )
+    kv_group_size: int = attrs.field(default=64, validator=attrs.validators.in_((32, 64, 128)))
+    max_kv_size: int | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_positive)
+    )
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is kept as the model's own."""
+        return self.kv_bits is None and self.max_kv_size is None
 
 
 @attrs.frozen(kw_only=True)
@@ -77,12 +145,14 @@ class RowRequest:
         prompt: token ids, at least one.
         max_tokens: tokens to generate at most, at least 1.
         sampling: how tokens are chosen.
+        cache: how its cache is kept, where not as the model's own.
     """
 
     row_id: str
     prompt: tuple[int, ...]
     max_tokens: int = attrs.field(validator=_positive)
     sampling: SamplingParameters
+    cache: CacheOptions = CacheOptions()
 
     @property
     def total_tokens(self) -> int:
@@ -102,6 +172,8 @@ class RowOutput:
         row_id: whose it is.
         text: the text that became certain; "" while a character is incomplete.
         token: the token; None for text that is flushed after the last one, and for an error.
+        logprob: the token's log-probability, for rows that asked for it.
+        top_logprobs: the likeliest tokens and their log-probabilities, likeliest first.
         finish_reason: "stop" or "length" with the last output, else None.
         kv_bytes: with the last output, the row's share of the cache that was allocated.
         error: why the row failed, with its last output.
@@ -110,6 +182,8 @@ class RowOutput:
     row_id: str
     text: str = ""
     token: int | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
     finish_reason: str | None = None
     kv_bytes: int = 0
     error: Exception | None = None
@@ -125,7 +199,7 @@ class StepReport:
 
     Attributes:
         model: whose step it was.
-        what: "step", "load" or "tune".
+        what: "step" (of rows that decode), "prefill" (of a prompt), "load" or "tune".
         rows: sequences that got a token.
         seconds: how long it took.
         active_bytes, peak_bytes: after it, and at its peak.
@@ -153,6 +227,7 @@ class LoadOptions:
         prefill_step_size: prompt tokens per step; it divides 256 or is a multiple of it, so that
             caches grow in whole steps. None is the device's own (64 on CPU, else 512).
         max_batch_size: rows that share one decode step.
+        weight: the model's share of the device's time, against that of the others.
         margin_bytes: the safety margin that is held for the model; None is the plan's default.
     """
 
@@ -163,6 +238,7 @@ class LoadOptions:
     dequantize: bool = False
     prefill_step_size: int | None = attrs.field(default=None)
     max_batch_size: int = attrs.field(default=32, validator=_positive)
+    weight: float = attrs.field(default=1.0, validator=_above_zero)
     margin_bytes: int | None = attrs.field(
         default=None, validator=attrs.validators.optional(_count)
     )
