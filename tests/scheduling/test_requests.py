@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from wiredactors.scheduling.requests import (
+    CacheOptions,
     LoadOptions,
     RowOutput,
     RowRequest,
@@ -35,6 +36,14 @@ from wiredactors.scheduling.requests import (
         {"stop": [5]},
         {"repetition_penalty": -1},
         {"repetition_context_size": 0},
+        {"logit_bias": {-1: 1.0}},
+        {"logit_bias": {"5": 1.0}},
+        {"logit_bias": {True: 1.0}},
+        {"logits_processors": [5]},
+        {"sampler": 5},
+        {"logprobs": 1},
+        {"top_logprobs": -1},
+        {"top_logprobs": True},
     ],
 )
 def test_a_sampling_parameter_out_of_its_range_is_refused(wrong: dict[str, Any]) -> None:
@@ -45,6 +54,60 @@ def test_a_sampling_parameter_out_of_its_range_is_refused(wrong: dict[str, Any])
 def test_one_stop_text_may_stand_alone() -> None:
     assert SamplingParameters(stop="end").stop == ("end",)
     assert SamplingParameters(stop=["a", "b"]).stop == ("a", "b")
+
+
+@pytest.mark.parametrize("bias", ["1", True, None, math.nan, math.inf])
+def test_a_bias_is_a_number_and_may_forbid_a_token_but_not_force_it(bias: Any) -> None:
+    assert SamplingParameters(logit_bias={7: -math.inf}).logit_bias == ((7, -math.inf),)
+    with pytest.raises(ValueError, match="the bias of token 7"):
+        SamplingParameters(logit_bias={7: bias})
+
+
+def test_a_bias_is_a_mapping_or_its_pairs_and_may_be_left_out() -> None:
+    pairs = SamplingParameters(logit_bias={5: 1, 7: -2.5}).logit_bias
+    assert pairs == ((5, 1), (7, -2.5))
+    assert SamplingParameters(logit_bias=pairs).logit_bias == pairs
+    assert SamplingParameters(logit_bias=None).logit_bias == ()
+
+
+def test_functions_that_choose_tokens_are_taken_as_they_are() -> None:
+    chosen = SamplingParameters(logits_processors=iter([max, min]), sampler=sum)
+    assert (chosen.logits_processors, chosen.sampler) == ((max, min), sum)
+    assert SamplingParameters().logits_processors == ()
+    assert SamplingParameters(logits_processors=None).logits_processors == ()
+
+
+@pytest.mark.parametrize("bits", [None, 2, 3, 4, 5, 6, 8])
+def test_a_cache_is_quantized_as_mlx_can(bits: int | None) -> None:
+    options = CacheOptions(kv_bits=bits)
+    assert (options.kv_bits, options.plain) == (bits, bits is None)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"kv_bits": 7},
+        {"kv_bits": 4.0},
+        {"kv_bits": "4"},
+        {"kv_group_size": 48},
+        {"kv_group_size": 64.0},
+        {"max_kv_size": 0},
+        {"max_kv_size": 512.0},
+        # The first four are kept whatever comes: no room for what is new.
+        {"max_kv_size": 4},
+        # mlx-lm cannot quantize a cache that rotates.
+        {"kv_bits": 4, "max_kv_size": 512},
+    ],
+)
+def test_a_cache_option_out_of_its_range_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        CacheOptions(**wrong)
+
+
+def test_a_row_keeps_its_cache_as_the_model_does_unless_it_says_otherwise() -> None:
+    assert row(10).cache.plain
+    assert not CacheOptions(max_kv_size=5).plain
+    assert row(10, CacheOptions(kv_bits=8)).shortened(4).cache == CacheOptions(kv_bits=8)
 
 
 @pytest.mark.parametrize("max_tokens", [0, -1, "5", True, 2.0, None])
@@ -59,9 +122,16 @@ def test_a_request_is_cut_to_the_room_that_is_left() -> None:
     assert row(10).shortened(40).max_tokens == 10
 
 
-def row(max_tokens: int) -> RowRequest:
+PLAIN = CacheOptions()
+
+
+def row(max_tokens: int, cache: CacheOptions = PLAIN) -> RowRequest:
     return RowRequest(
-        row_id="a", prompt=(1, 2, 3), max_tokens=max_tokens, sampling=SamplingParameters()
+        row_id="a",
+        prompt=(1, 2, 3),
+        max_tokens=max_tokens,
+        sampling=SamplingParameters(),
+        cache=cache,
     )
 
 
@@ -82,7 +152,19 @@ def test_a_prefill_step_that_does_not_is_refused(size: Any) -> None:
         LoadOptions(prefill_step_size=size)
 
 
-@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"max_batch_size": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"dtype": "int8"},
+        {"max_batch_size": 0},
+        {"weight": 0},
+        {"weight": -1.0},
+        {"weight": math.inf},
+        {"weight": math.nan},
+        {"weight": True},
+        {"weight": "1"},
+    ],
+)
 def test_a_load_option_out_of_its_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         LoadOptions(**wrong)

@@ -2,75 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from wiredactors.scheduling import checks
+
 #: A prompt: text, or chat messages ({"role": ..., "content": ...}).
 Prompt = str | Sequence[Mapping[str, Any]]
 
-
-def _positive(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{attribute.name} must be an integer from 1, not {value!r}")
-
-
-def _not_negative(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ValueError(f"{attribute.name} must be a number from 0, not {value!r}")
-
-
-def _above_zero(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"{attribute.name} must be a number above 0, not {value!r}")
-
-
-def _count(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{attribute.name} must be an integer from 0, not {value!r}")
-
-
-def _share(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ValueError(f"{attribute.name} must lie between 0 and 1, not {value!r}")
-
-
-def _optional_seed(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        raise ValueError(f"{attribute.name} must be an integer or None, not {value!r}")
-
-
-def _stops(value: str | Sequence[str]) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value)
-    if not all(isinstance(text, str) and text for text in texts):
-        raise ValueError(f"stop must be texts of at least one character, not {value!r}")
-    return texts
-
-
-def _bias(
-    value: Mapping[int, float] | Iterable[tuple[int, float]],
-) -> tuple[tuple[int, float], ...]:
-    pairs = tuple(value.items() if isinstance(value, Mapping) else value)
-    for token, bias in pairs:
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-            raise ValueError(f"logit_bias maps token ids, integers from 0, and not {token!r}")
-        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or math.isnan(bias):
-            raise ValueError(f"the bias of token {token} must be a number, not {bias!r}")
-    return pairs
-
-
-def _functions(value: Iterable[Callable[..., Any]]) -> tuple[Callable[..., Any], ...]:
-    functions = tuple(value)
-    if not all(callable(function) for function in functions):
-        raise ValueError(f"logits_processors must be functions, not {functions!r}")
-    return functions
-
-
-def _optional_function(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and not callable(value):
-        raise ValueError(f"{attribute.name} must be a function or None, not {value!r}")
+#: Tokens at the start of a prompt that mlx-lm's rotating caches never drop.
+KEPT_FIRST = 4
 
 
 @attrs.frozen(kw_only=True)
@@ -86,7 +29,8 @@ class SamplingParameters:
         stop: texts that end the answer; they are not part of it.
         repetition_penalty: divides the score of recent tokens; 1 and 0 are off.
         repetition_context_size: how many tokens are recent.
-        logit_bias: what is added to the scores of these tokens, by their ids.
+        logit_bias: what is added to the scores of these tokens, by their ids; minus infinity
+            forbids one.
         logits_processors: functions `(tokens, logits)` of MLX arrays, in the form of mlx-lm's: the
             tokens so far and scores of shape [1, vocabulary]; each returns the scores anew.
         sampler: a function of log-probabilities [1, vocabulary] that returns the token, in the form
@@ -95,21 +39,23 @@ class SamplingParameters:
         top_logprobs: so many of the likeliest tokens are told with their log-probabilities.
     """
 
-    temperature: float = attrs.field(default=0.0, validator=_not_negative)
-    top_p: float = attrs.field(default=1.0, validator=_share)
-    top_k: int = attrs.field(default=0, validator=_count)
-    min_p: float = attrs.field(default=0.0, validator=_share)
-    seed: int | None = attrs.field(default=None, validator=_optional_seed)
-    stop: tuple[str, ...] = attrs.field(default=(), converter=_stops)
-    repetition_penalty: float = attrs.field(default=0.0, validator=_not_negative)
-    repetition_context_size: int = attrs.field(default=20, validator=_positive)
-    logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=_bias)
+    temperature: float = attrs.field(default=0.0, validator=checks.not_negative)
+    top_p: float = attrs.field(default=1.0, validator=checks.share)
+    top_k: int = attrs.field(default=0, validator=checks.count)
+    min_p: float = attrs.field(default=0.0, validator=checks.share)
+    seed: int | None = attrs.field(default=None, validator=checks.optional_seed)
+    stop: tuple[str, ...] = attrs.field(default=(), converter=checks.stops)
+    repetition_penalty: float = attrs.field(default=0.0, validator=checks.not_negative)
+    repetition_context_size: int = attrs.field(default=20, validator=checks.positive)
+    logit_bias: tuple[tuple[int, float], ...] = attrs.field(default=(), converter=checks.bias)
     logits_processors: tuple[Callable[..., Any], ...] = attrs.field(
-        default=(), converter=_functions
+        default=(), converter=checks.functions
     )
-    sampler: Callable[[Any], Any] | None = attrs.field(default=None, validator=_optional_function)
-    logprobs: bool = False
-    top_logprobs: int = attrs.field(default=0, validator=_count)
+    sampler: Callable[[Any], Any] | None = attrs.field(
+        default=None, validator=checks.optional_function
+    )
+    logprobs: bool = attrs.field(default=False, validator=checks.flag)
+    top_logprobs: int = attrs.field(default=0, validator=checks.count)
 
 
 @attrs.frozen(kw_only=True)
@@ -120,15 +66,28 @@ class CacheOptions:
         kv_bits: bits of each quantized number; None keeps them whole.
         kv_group_size: numbers that share a scale.
         max_kv_size: tokens that are kept at most, the first four and the latest; None keeps all.
+            mlx-lm quantizes no such cache.
     """
 
-    kv_bits: int | None = attrs.field(
-        default=None, validator=attrs.validators.in_((None, 2, 3, 4, 5, 6, 8))
-    )
-    kv_group_size: int = attrs.field(default=64, validator=attrs.validators.in_((32, 64, 128)))
-    max_kv_size: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_positive)
-    )
+    kv_bits: int | None = attrs.field(default=None, validator=checks.one_of(None, 2, 3, 4, 5, 6, 8))
+    kv_group_size: int = attrs.field(default=64, validator=checks.one_of(32, 64, 128))
+    max_kv_size: int | None = attrs.field(default=None)
+
+    @max_kv_size.validator
+    def _room_for_new_tokens(self, attribute: attrs.Attribute[Any], value: int | None) -> None:
+        if value is None:
+            return
+        checks.positive(self, attribute, value)
+        if value <= KEPT_FIRST:
+            raise ValueError(
+                f"max_kv_size must be above {KEPT_FIRST}, not {value}: so many of the first tokens "
+                "are kept, and nothing new would be"
+            )
+        if self.kv_bits is not None:
+            raise ValueError(
+                "kv_bits and max_kv_size do not go together: mlx-lm cannot quantize a cache that "
+                "drops tokens"
+            )
 
     @property
     def plain(self) -> bool:
@@ -150,7 +109,7 @@ class RowRequest:
 
     row_id: str
     prompt: tuple[int, ...]
-    max_tokens: int = attrs.field(validator=_positive)
+    max_tokens: int = attrs.field(validator=checks.positive)
     sampling: SamplingParameters
     cache: CacheOptions = CacheOptions()
 
@@ -237,17 +196,17 @@ class LoadOptions:
     )
     dequantize: bool = False
     prefill_step_size: int | None = attrs.field(default=None)
-    max_batch_size: int = attrs.field(default=32, validator=_positive)
-    weight: float = attrs.field(default=1.0, validator=_above_zero)
+    max_batch_size: int = attrs.field(default=32, validator=checks.positive)
+    weight: float = attrs.field(default=1.0, validator=checks.above_zero)
     margin_bytes: int | None = attrs.field(
-        default=None, validator=attrs.validators.optional(_count)
+        default=None, validator=attrs.validators.optional(checks.count)
     )
 
     @prefill_step_size.validator
     def _whole_steps(self, attribute: attrs.Attribute[Any], value: int | None) -> None:
         if value is None:
             return
-        _positive(self, attribute, value)
+        checks.positive(self, attribute, value)
         if 256 % value and value % 256:
             raise ValueError(
                 f"prefill_step_size must divide 256 or be a multiple of it, not {value}: the "
