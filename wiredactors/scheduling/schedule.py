@@ -1,8 +1,9 @@
 """Whose step is next on the one device: models share its time, prompts and answers share a model's.
 
-Models take turns by deficit round robin (Shreedhar and Varghese, 1995) over measured step time: a
-model steps while it has time to its credit, and a step that took longer is paid back before the
-next one. So a busy model, or one with long steps, takes no more than its weight from another.
+Models share by start-time fair queuing (Goyal, Vin and Cheng, 1996) over measured step time. Each
+has a due time on a common clock, which its steps move on by what they took over its weight; whoever
+is due first goes next. So a busy model, or one with long steps, takes no more than its weight from
+another, and one that had nothing to do for a while saves nothing up.
 
 Within a model a long prompt is read chunk by chunk. What a chunk takes from the rows that decode is
 owed to them: their steps come next, until they have had their share of the time.
@@ -52,18 +53,21 @@ class Step:
 
 @attrs.define
 class _Account:
-    """What a model may still take, in seconds.
+    """What a model has had and owes; times are seconds.
 
     Attributes:
-        credit: device time that it has left; below 0 it took more than it had.
-        owed: decode time that its rows are to have before the next chunk of a long prompt.
-        chunk_seconds: what its last chunk took.
+        due: when its next step is, on the clock that the models share.
+        weight: its share of the device's time.
+        owed: decode time that its rows are to have before the next chunk of a long prompt; below 0
+            they have had more.
+        borrowed: whether the last chunk was read although something was owed.
         passes: short prompts that were read since a long one was, while one waited.
     """
 
-    credit: float = 0.0
+    due: float = 0.0
+    weight: float = 1.0
     owed: float = 0.0
-    chunk_seconds: float = 0.0
+    borrowed: bool = False
     passes: int = 0
 
 
@@ -77,72 +81,63 @@ class Schedule:
     def __init__(self, decode_share: float = 0.5):
         if not 0 <= decode_share < 1:
             raise ValueError(f"decode_share must be at least 0 and below 1, not {decode_share!r}")
-        self._decode_share = decode_share
-        self._accounts: dict[str, _Account] = {}
-        self._last: str | None = None
+        self._owed_per_second = decode_share / (1 - decode_share)
+        self._accounts: dict[str, _Account] = {}  # who stepped last comes last
+        self._now = 0.0  # when the last step was due
 
     def choose(self, demands: Mapping[str, Demand]) -> Step | None:
-        """The next step; None if there is nothing to do. `record` it when it is done."""
-        ready = [name for name, demand in demands.items() if demand.decodes or demand.prompts]
-        if not ready:
-            return None
+        """The next step; None if there is nothing to do. `record` it when it is done.
+
+        `demands` has every model, also those with nothing to do: one that is missing is forgotten,
+        with what it owes.
+        """
         for gone in self._accounts.keys() - demands.keys():
             del self._accounts[gone]
-        name = ready[0] if len(ready) == 1 else self._turn(ready, demands)
-        self._last = name
-        return Step(name, self._prompt(self._account(name), demands[name]))
+        for name, demand in demands.items():
+            self._accounts.setdefault(name, _Account()).weight = demand.weight
+        ready = [name for name in self._accounts if demands[name].decodes or demands[name].prompts]
+        if not ready:
+            return None
+        name = min(ready, key=self._due)
+        account = self._accounts[name]
+        account.due = self._now = self._due(name)
+        self._accounts[name] = self._accounts.pop(name)
+        return Step(name, _prompt(account, demands[name]))
+
+    def _due(self, name: str) -> float:
+        """When its next step is due; who had nothing to do when it was is due now."""
+        return max(self._accounts[name].due, self._now)
 
     def record(self, step: Step, seconds: float, *, decodes: bool) -> None:
         """The step took so long; `decodes`: whether rows of the model waited for it, or took it."""
-        account = self._account(step.model)
-        account.credit -= seconds
+        account = self._accounts[step.model]
+        account.due += seconds / account.weight
         if step.prompt is None:
-            account.owed = max(0.0, account.owed - seconds)
-        else:
-            account.chunk_seconds = seconds
-            share = self._decode_share
-            account.owed = account.owed + seconds * share / (1 - share) if decodes else 0.0
+            # What they have had beyond what was owed counts, but for one step only.
+            account.owed = max(account.owed, 0.0) - seconds
+        elif decodes:
+            account.owed += seconds * self._owed_per_second
 
-    def _account(self, name: str) -> _Account:
-        return self._accounts.setdefault(name, _Account())
 
-    def _turn(self, ready: Sequence[str], demands: Mapping[str, Demand]) -> str:
-        """The next of several models, in their order, that has time to its credit."""
-        accounts = {name: self._account(name) for name in ready}
-        for name, account in self._accounts.items():
-            if name not in accounts:  # who has nothing to do saves nothing up
-                account.credit = min(account.credit, 0.0)
-        # Whoever has credit may go; if nobody has, the round that brings the first of them there.
-        rounds = max(0.0, min(-accounts[name].credit / demands[name].weight for name in ready))
-        if rounds:
-            for name, account in self._accounts.items():
-                account.credit += rounds * demands[name].weight
-                if name not in accounts:
-                    account.credit = min(account.credit, 0.0)
-        able = {name for name in ready if accounts[name].credit >= -1e-12}
-        names = list(demands)
-        first = names.index(self._last) + 1 if self._last in demands else 0
-        return next(name for name in names[first:] + names[:first] if name in able)
-
-    def _prompt(self, account: _Account, demand: Demand) -> int | None:
-        """The prompt of which a chunk is read next; None for a step of the rows."""
-        prompts = demand.prompts
-        if not prompts:
-            return None
-        chosen = _next_prompt(account, prompts, demand.chunk_tokens)
-        if not demand.decodes:
-            account.owed = 0.0
-        elif account.owed > 0:
-            # A short prompt need not wait until a long chunk is paid for, once.
-            short = prompts[chosen] <= demand.chunk_tokens
-            if not short or account.owed > account.chunk_seconds:
-                return None
-        account.passes = account.passes + 1 if chosen else 0
-        return chosen
+def _prompt(account: _Account, demand: Demand) -> int | None:
+    """The prompt of which a chunk is read next; None for a step of the rows."""
+    prompts = demand.prompts
+    if not prompts:
+        return None
+    chosen = _next_prompt(account, prompts, demand.chunk_tokens)
+    if not demand.decodes:
+        account.owed = 0.0
+    # A short prompt need not wait until a long chunk is paid for, once.
+    short = prompts[chosen] <= demand.chunk_tokens
+    if account.owed > 0 and (account.borrowed or not short):
+        return None
+    account.borrowed = account.owed > 0
+    account.passes = account.passes + 1 if chosen else 0
+    return chosen
 
 
 def _next_prompt(account: _Account, prompts: Sequence[int], chunk: int) -> int:
     """The first that one chunk ends, unless a longer one has been passed too often."""
-    if prompts[0] <= chunk or account.passes >= MOST_PASSES:
+    if account.passes >= MOST_PASSES:
         return 0
     return next((i for i, tokens in enumerate(prompts) if tokens <= chunk), 0)
