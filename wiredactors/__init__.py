@@ -4,11 +4,12 @@ These are the public names. Importing them imports neither mlx nor mlx-lm.
 """
 
 from wiredactors.actors.broadcast import EventStream
-from wiredactors.actors.job import Chunk, GenerationResult, Job
+from wiredactors.actors.job import Job
 from wiredactors.actors.manager import WiredMemoryManager
 from wiredactors.actors.model import Model
 from wiredactors.actors.opening import open_manager
 from wiredactors.actors.outcome import Outcome
+from wiredactors.actors.result import Chunk, GenerationResult
 from wiredactors.actors.runtime import Runtime, open_runtime
 from wiredactors.actors.tuning import tune
 from wiredactors.engine.estimating import estimate

@@ -18,7 +18,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import wiredactors as wa
 from wiredactors.actors.broadcast import EventStream
-from wiredactors.actors.job import Chunk
 from wiredactors.testing import ModelledEngine, ModelledModel, RecordingBackend
 
 ROW = 10 * wa.MIB
@@ -81,7 +80,7 @@ def read(stream: EventStream) -> list[wa.WiredMemoryEvent]:
             return [event for event in events if event.kind != "snapshot"]
 
 
-async def read_all(job: wa.Job) -> list[Chunk]:
+async def read_all(job: wa.Job) -> list[wa.Chunk]:
     return [chunk async for chunk in job]
 
 
@@ -104,7 +103,7 @@ async def test_the_answer_comes_in_chunks_that_join_to_the_result(
     assert "".join(chunk.text for chunk in chunks) == job.result.text
     assert job.result.text == MODEL.answer(PROMPT, 5) + "!"
     assert tuple(c.token for c in chunks if c.token is not None) == job.result.tokens
-    assert chunks[-1] == Chunk("!", None)
+    assert chunks[-1] == wa.Chunk("!", None)
     assert job.result.finish_reason == "length"
     assert job.result.generation_tokens == len(job.result.tokens) == 5
 

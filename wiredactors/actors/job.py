@@ -6,64 +6,35 @@ the engine has let the row's memory go.
 
 from __future__ import annotations
 
-import contextlib
-import math
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
-import attrs
 import trio
 
 from wiredactors.actors.charge import Charge
 from wiredactors.actors.protocol import EngineModel
+from wiredactors.actors.result import Chunk, GenerationResult
 from wiredactors.memory.events import EventKind
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
 from wiredactors.scheduling.requests import RowOutput, RowRequest
 
 
-@attrs.frozen
-class Chunk:
-    """A piece of the answer: its text, and its token (None for text flushed after the last)."""
+class Job:
+    """A generation under way: iterate over its chunks or not, `cancel()` it, `wait()` for it.
 
-    text: str
-    token: int | None
+    Made by `Model.start_generation` and `Model.generate`. It runs by itself, in the model, so it
+    goes on though nobody reads, waits, or keeps it. `async with job:` binds it to a block: leaving
+    early cancels it. It holds no nursery and no cancel scope of yours open, so streams of your own
+    may be wrapped round it, and closing the outermost one closes it.
 
-
-@attrs.frozen(kw_only=True)
-class GenerationResult:
-    """What became of a job. Times are seconds, sizes bytes.
+    What makes it fail is raised once: by the first read or `wait()`, or by leaving its block. If
+    nobody looks, it is still in the event `job_failed` and in `result.finish_reason`.
 
     Attributes:
-        text: the whole answer; the chunks joined.
-        tokens: its tokens, without the end-of-sequence token.
-        prompt_tokens, generation_tokens: how many there were.
-        prompt_tps: prompt tokens per second, from admission to the first token.
-        generation_tps: tokens per second after the first.
-        finish_reason: "stop", "length", "cancelled" or "error".
-        waited: from the call until the ticket was admitted (or until the end, if it never was).
-        time_to_first_token: from the call; None if there was none.
-        ticket_size: what the ticket held.
-        kv_bytes: the row's share of the allocated cache at its end; 0 if it never decoded.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    prompt_tokens: int
-    generation_tokens: int
-    prompt_tps: float
-    generation_tps: float
-    finish_reason: str
-    waited: float
-    time_to_first_token: float | None
-    ticket_size: int
-    kv_bytes: int
-
-
-class Job:
-    """A generation under way: iterate over its chunks, `cancel()` it, read its `result`.
-
-    Made by `Model.generate`; `result` is set when its stream has ended, or its `async with` is
-    left.
+        id: its name in events, and in the engine.
+        ticket: the memory that it waits for and holds.
+        result: None until it has ended.
     """
 
     def __init__(
@@ -86,9 +57,10 @@ class Job:
         self._note_event = note
         self._start_scope = trio.CancelScope()
         self._row_scope = trio.CancelScope()
-        # Bounded by max_tokens and a flush, so that a slow reader holds up nobody.
-        self._send, self._receive = trio.open_memory_channel[Chunk](math.inf)
+        # Room for every token and what is flushed: a slow reader holds up nobody.
+        self._send, self._receive = trio.open_memory_channel[Chunk](request.max_tokens + 2)
         self._row_ended = trio.Event()
+        self._ended = trio.Event()
         self._error: Exception | None = None
         self._texts: list[str] = []
         self._tokens: list[int] = []
@@ -117,9 +89,41 @@ class Job:
         return "".join(self._texts)
 
     def cancel(self) -> None:
-        """Stop at the next step; the memory comes back before the `async with` is left."""
+        """Stop at the next step; `wait()` or `aclose()` says when the memory is back."""
         self._start_scope.cancel()
         self._row_scope.cancel()
+
+    async def wait(self) -> GenerationResult:
+        """Wait until it has ended: its memory is back, and its ticket has ended.
+
+        Cancelling the wait does not cancel the job.
+
+        Raises:
+            What made the job fail, unless that was raised already.
+        """
+        await self._ended.wait()
+        self.raise_error()
+        assert self.result is not None
+        return self.result
+
+    async def aclose(self) -> None:
+        """Cancel it, and return when it has ended. Raises nothing, not even when cancelled."""
+        self.cancel()
+        with trio.CancelScope(shield=True):
+            await self._ended.wait()
+
+    async def __aenter__(self) -> Job:
+        return self
+
+    async def __aexit__(
+        self,
+        error_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+        if error_type is None:
+            self.raise_error()
 
     # -- for the model
 
@@ -136,24 +140,33 @@ class Job:
     @trio.lowlevel.enable_ki_protection  # between admission and its note a ticket would be lost
     async def run(self) -> None:
         """Be the job. Only `cancel` stops it early; its errors are kept for whoever reads it."""
-        # The stream ends last: who has read to the end finds the result, and the ticket ended.
-        with self._send, trio.CancelScope(shield=True):
-            self._note(EventKind.JOB_QUEUED, prompt_tokens=len(self._request.prompt))
-            missing = self._charge.size - self.ticket.size
-            if missing > 0:
-                self._note(EventKind.TICKET_UNDERSIZED, missing_bytes=missing)
+        try:
+            # The stream ends last: who has read to the end finds the result, and the ticket ended.
+            with self._send, trio.CancelScope(shield=True):
+                try:
+                    await self._generate()
+                except Exception as error:
+                    self._error = error
+                try:
+                    self._conclude()
+                except Exception as error:  # a job that breaks down ends alone
+                    self._error = self._error or error
+        finally:
+            self._ended.set()
+
+    async def _generate(self) -> None:
+        self._note(EventKind.JOB_QUEUED, prompt_tokens=len(self._request.prompt))
+        missing = self._charge.size - self.ticket.size
+        if missing > 0:
+            self._note(EventKind.TICKET_UNDERSIZED, missing_bytes=missing)
+        manager = self.ticket.bind()
+        with self._start_scope:
+            await self._start_ticket(manager)
+        if self._admitted is not None:
             try:
-                manager = self.ticket.bind()
-                with self._start_scope:
-                    await self._start_ticket(manager)
-                if self._admitted is not None:
-                    try:
-                        await self._run_row()
-                    finally:
-                        await manager.end_ticket(self.ticket)
-            except Exception as error:
-                self._error = error
-            self._conclude()
+                await self._run_row()
+            finally:
+                await manager.end_ticket(self.ticket)
 
     async def _start_ticket(self, manager: TicketManager) -> None:
         await manager.start_ticket(self.ticket, exclusive=True)
@@ -174,17 +187,18 @@ class Job:
 
     def _take(self, output: RowOutput) -> None:
         """One output of the engine; on the trio thread, never blocking."""
-        now = trio.current_time()
-        if output.token is not None:
-            self._tokens.append(output.token)
-            self._last_token = now
+        if self.result is not None:
+            return  # what comes late harms nobody
+        token, text = output.token, output.text
+        if token is not None:
+            self._tokens.append(token)
+            self._last_token = now = trio.current_time()
             if self._first_token is None:
                 self._first_token = now
                 self._note(EventKind.JOB_FIRST_TOKEN, seconds=now - self._began)
-        if output.text or output.token is not None:
-            self._texts.append(output.text)
-            with contextlib.suppress(trio.ClosedResourceError):  # what comes late harms nobody
-                self._send.send_nowait(Chunk(output.text, output.token))
+        if text or token is not None:
+            self._texts.append(text)
+            self._send.send_nowait(Chunk(text, token, output.logprob, output.top_logprobs))
         if output.last:
             self._error = output.error
             self._finish_reason = output.finish_reason or ""

@@ -1,25 +1,17 @@
-"""The model actor: one loaded model, from its reservation's start to its end."""
+"""A loaded model, as people use it: what it takes, its jobs, its measurements."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
-import trio
-
+from wiredactors.actors.block import block_round
 from wiredactors.actors.job import Job
-from wiredactors.actors.nursery import open_bare_nursery
-from wiredactors.actors.protocol import Engine, EngineModel
-from wiredactors.actors.residence import Residence
+from wiredactors.actors.service import Service
 from wiredactors.actors.work import Work
-from wiredactors.actors.workspace import Workspace
-from wiredactors.memory.errors import ModelNotLoaded, WiredMemoryError
-from wiredactors.memory.events import EventKind
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
-from wiredactors.memory.policies import WiredMemoryPolicy
-from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
-from wiredactors.scheduling.requests import LoadOptions, LoadPlan, Prompt, SamplingParameters
+from wiredactors.memory.tickets import WiredMemoryTicket
+from wiredactors.scheduling.requests import CacheOptions, Prompt, SamplingParameters
 
 
 class Model:
@@ -36,25 +28,9 @@ class Model:
             longest that it can become.
     """
 
-    def __init__(
-        self,
-        name: str,
-        policy: WiredMemoryPolicy,
-        manager: TicketManager,
-        note: Callable[..., None],
-        new_id: Callable[[str], str],
-        workspace: Workspace,
-    ):
-        self.name = name
-        self._policy = policy
-        self._manager = manager
-        self._note = note
-        self._new_id = new_id
-        self._residence = Residence(name, policy, manager, workspace)
-        self._prefill_step_size: int | None = None
-        self._loaded: EngineModel | None = None
-        self._work: Work | None = None
-        self._leaving = trio.Event()
+    def __init__(self, service: Service):
+        self.name = service.name
+        self._service = service
 
     def __repr__(self) -> str:
         return f"<Model {self.name}>"
@@ -78,11 +54,19 @@ class Model:
     @property
     def jobs(self) -> tuple[Job, ...]:
         """The jobs under way, waiting ones too."""
-        return () if self._work is None else tuple(self._work.jobs)
+        return tuple(self._service.jobs)
 
     # -- for people
 
-    def ticket_size(self, prompt: Prompt, max_tokens: int = 128) -> int:
+    def ticket_size(
+        self,
+        prompt: Prompt,
+        max_tokens: int = 128,
+        *,
+        kv_bits: int | None = None,
+        kv_group_size: int = 64,
+        max_kv_size: int | None = None,
+    ) -> int:
         """Bytes that a job of this prompt is charged: its cache as it will be allocated.
 
         More than that where finished jobs took more than predicted; see `correction`.
@@ -90,7 +74,8 @@ class Model:
         Raises:
             PromptTooLong, ModelNotLoaded, ValueError: as `generate`.
         """
-        return self._ready.ticket_size(prompt, max_tokens)
+        cache = CacheOptions(kv_bits=kv_bits, kv_group_size=kv_group_size, max_kv_size=max_kv_size)
+        return self._ready.ticket_size(prompt, max_tokens, cache)
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Tokens of a prompt as `generate` would encode it.
@@ -101,8 +86,7 @@ class Model:
         """
         return len(self._ready.loaded.encode(prompt))
 
-    @contextlib.asynccontextmanager
-    async def generate(
+    def start_generation(
         self,
         prompt: Prompt,
         max_tokens: int = 128,
@@ -117,12 +101,20 @@ class Model:
         stop: str | Iterable[str] = (),
         repetition_penalty: float = 0.0,
         repetition_context_size: int = 20,
-    ) -> AsyncIterator[Job]:
-        """Run one generation; iterate over the job for its chunks.
+        logit_bias: Mapping[int, float] | None = None,
+        logits_processors: Iterable[Callable[..., Any]] | None = None,
+        sampler: Callable[[Any], Any] | None = None,
+        logprobs: bool = False,
+        top_logprobs: int = 0,
+        kv_bits: int | None = None,
+        kv_group_size: int = 64,
+        max_kv_size: int | None = None,
+    ) -> Job:
+        """Start one generation, which runs by itself until it ends or is cancelled.
 
-        Entering does not wait for admission: a refusal or a failure is raised at the first read,
-        or at leaving if nothing was read. Leaving before the end cancels the job, and returns
-        when its memory is back and its ticket has ended; `job.result` is set by then.
+        It outlives the scope that starts it: `unload` waits for it, and closing the runtime
+        cancels it. It does not wait for admission here: a refusal is raised by the job, as a
+        failure is; see `Job`.
 
         Args:
             prompt: text, or chat messages ({"role": ..., "content": ...}).
@@ -132,13 +124,16 @@ class Model:
                 how much.
             priority: larger goes first among the tickets that wait.
             temperature, top_p, top_k, min_p, seed, stop, repetition_penalty,
-                repetition_context_size: see `SamplingParameters`.
+                repetition_context_size, logit_bias, logits_processors, sampler, logprobs,
+                top_logprobs: see `SamplingParameters`. Functions run on the device thread.
+            kv_bits, kv_group_size, max_kv_size: see `CacheOptions`.
 
         Raises:
-            ValueError: an argument is out of its range, or the prompt is empty.
+            ValueError: an argument is out of its range, the prompt is empty, or the model's own
+                cache cannot be kept so.
             PromptTooLong: the prompt alone fills the context.
             ModelNotLoaded: the model is being unloaded.
-            And from reading or leaving: what `WiredMemoryTicket.start` raises, GenerationError.
+            And from the job: what `WiredMemoryTicket.start` raises, GenerationError.
         """
         sampling = SamplingParameters(
             temperature=temperature,
@@ -149,16 +144,29 @@ class Model:
             stop=stop if isinstance(stop, str) else tuple(stop),
             repetition_penalty=repetition_penalty,
             repetition_context_size=repetition_context_size,
+            logit_bias=logit_bias,
+            logits_processors=logits_processors,
+            sampler=sampler,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
         )
-        work = self._ready
-        async with open_bare_nursery() as nursery:
-            job = work.add_job(prompt, max_tokens, sampling, wired_memory_ticket, priority)
-            nursery.start_soon(work.run_job, job)
-            try:
-                yield job
-            finally:
-                job.cancel()
-        job.raise_error()
+        cache = CacheOptions(kv_bits=kv_bits, kv_group_size=kv_group_size, max_kv_size=max_kv_size)
+        return self._ready.start_job(
+            prompt, max_tokens, sampling, cache, wired_memory_ticket, priority
+        )
+
+    @block_round(start_generation)
+    async def generate(self, *arguments: Any, **options: Any) -> AsyncIterator[Job]:
+        """Run one generation in a block; iterate over the job for its chunks.
+
+        It takes the arguments of `start_generation`, and raises the same at entering.
+
+        Entering does not wait for admission: a refusal or a failure is raised at the first read,
+        or at leaving if nothing was read. Leaving before the end cancels the job, and returns
+        when its memory is back and its ticket has ended; `job.result` is set by then.
+        """
+        async with self.start_generation(*arguments, **options) as job:
+            yield job
 
     async def tune(
         self,
@@ -191,8 +199,7 @@ class Model:
         """
         work = self._ready
         if prefill_step_size is None:
-            prefill_step_size = self._prefill_step_size
-        assert prefill_step_size is not None
+            prefill_step_size = work.prefill_step_size
         parameters = TuneParameters(
             token_count=token_count,
             prefill_step_size=prefill_step_size,
@@ -206,87 +213,4 @@ class Model:
 
     @property
     def _ready(self) -> Work:
-        if self._loaded is None or self._work is None:
-            raise ModelNotLoaded(f"model {self.name!r} is not loaded: load it first")
-        if self._leaving.is_set():
-            raise ModelNotLoaded(f"model {self.name!r} is being unloaded: it takes no more jobs")
-        return self._work
-
-    # -- for the runtime
-
-    def leave(self, *, cancel_jobs: bool) -> None:
-        """Take no more jobs, and unload when those under way have ended, measurements too."""
-        self._leaving.set()
-        if cancel_jobs and self._work is not None:
-            self._work.cancel()
-
-    @trio.lowlevel.enable_ki_protection
-    async def run(
-        self, engine: Engine, source: str, options: LoadOptions, ready: Callable[[], object]
-    ) -> None:
-        """Be the model: hold its memory, load, serve until told to leave or cancelled, unload."""
-        served = False
-
-        def serve() -> None:
-            nonlocal served
-            served = True
-            ready()
-
-        try:
-            plan = await engine.plan(source, options)
-            async with self._residence.hold(engine, plan, self._tell) as loaded:
-                await self._serve(loaded, plan, serve)
-        except trio.Cancelled:
-            if served:
-                self._tell(EventKind.MODEL_UNLOADED)
-            else:
-                self._tell(EventKind.MODEL_FAILED, error="cancelled")
-            raise
-        except Exception as error:
-            self._tell(EventKind.MODEL_FAILED, error=_in_words(error))
-            raise
-        else:
-            self._tell(EventKind.MODEL_UNLOADED)
-        finally:
-            with trio.CancelScope(shield=True):
-                await self._residence.leave()
-
-    async def _serve(
-        self, loaded: EngineModel, plan: LoadPlan, ready: Callable[[], object]
-    ) -> None:
-        """Returns when nobody uses the model any more."""
-        self._loaded, self._prefill_step_size = loaded, plan.options.prefill_step_size
-        self._work = work = Work(
-            self.name,
-            loaded,
-            self._policy,
-            self._manager,
-            self._residence.reservations,
-            plan.workspace_bytes,
-            self._new_id,
-            self._note,
-        )
-        self._tell(EventKind.MODEL_READY, size=loaded.weight_bytes)
-        ready()
-        try:
-            await self._leaving.wait()
-        except trio.Cancelled:
-            self.leave(cancel_jobs=True)
-            raise
-        finally:
-            with trio.CancelScope(shield=True):
-                await work.wait_idle()
-            self._loaded = None
-
-    def _tell(
-        self, kind: EventKind, *, size: int | None = None, error: str | None = None, **details: Any
-    ) -> None:
-        weights = self._residence.weights
-        ticket_id = weights.id if weights is not None else None
-        self._note(
-            kind, model=self.name, ticket_id=ticket_id, size=size, error=error, details=details
-        )
-
-
-def _in_words(error: Exception) -> str:
-    return str(error) if isinstance(error, WiredMemoryError) else repr(error)
+        return self._service.work

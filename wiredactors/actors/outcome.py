@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from wiredactors.actors.job import GenerationResult
+from wiredactors.actors.result import GenerationResult
 from wiredactors.memory.errors import WiredMemoryError
 
 

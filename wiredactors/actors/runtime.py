@@ -17,6 +17,7 @@ from wiredactors.actors.model import Model
 from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.opening import claimed_slot, open_manager_with
 from wiredactors.actors.protocol import Engine, Guard, LimitBackend
+from wiredactors.actors.service import Service
 from wiredactors.actors.workspace import Workspace
 from wiredactors.engine.mlx_engine import MlxEngine
 from wiredactors.memory.configuration import WiredMemoryConfiguration
@@ -60,6 +61,7 @@ class Runtime:
         dequantize: bool = False,
         prefill_step_size: int | None = None,
         max_batch_size: int = 32,
+        weight: float = 1.0,
         margin: int | None = None,
     ) -> Model:
         """Load a model and serve it until `unload`, or until the runtime closes.
@@ -70,6 +72,8 @@ class Runtime:
             source: a GGUF file, a directory in Hugging Face layout, or a hub id.
             name: what to call it; left out, the last part of the source.
             dtype, dequantize, prefill_step_size, max_batch_size: see `LoadOptions`.
+            weight: the model's share of the device's time while several have work: one of 2.0
+                gets twice the time of one of 1.0.
             margin: bytes that are held for safety beside its workspace, once for the model and
                 not for each job; None is the default of the model's plan.
 
@@ -84,6 +88,7 @@ class Runtime:
             dequantize=dequantize,
             prefill_step_size=prefill_step_size,
             max_batch_size=max_batch_size,
+            weight=weight,
             margin_bytes=margin,
         )
         name = _name_of(source) if name is None else name
@@ -94,7 +99,7 @@ class Runtime:
             leaves = there.ready and name not in self._models
             state = "being unloaded" if leaves else "loaded already"
             raise ModelLoadError(f"a model named {name!r} is {state}: give another name")
-        model = Model(
+        service = Service(
             name,
             self._policy,
             self.manager,
@@ -102,7 +107,7 @@ class Runtime:
             self._new_id,
             self._workspace,
         )
-        presence = self._present[name] = _Presence(model)
+        presence = self._present[name] = _Presence(service, Model(service))
         # In the runtime's nursery, whoever asked for it: it must end before the engine closes.
         self._nursery.start_soon(self._be, presence, str(source), options)
         try:
@@ -115,7 +120,7 @@ class Runtime:
         presence.raise_error()
         if not presence.ready:
             raise _closed(name)
-        return model
+        return presence.model
 
     async def unload(self, name: str) -> None:
         """Take no more jobs for a model, and let it go when those under way have ended.
@@ -130,7 +135,7 @@ class Runtime:
         if presence is None or not presence.ready:
             raise ModelNotLoaded(f"no model named {name!r} is loaded: {sorted(self._models)} are")
         self._models.pop(name, None)
-        presence.model.leave(cancel_jobs=False)
+        presence.service.leave(cancel_jobs=False)
         await presence.gone.wait()
         presence.raise_error()
 
@@ -141,21 +146,21 @@ class Runtime:
     @trio.lowlevel.enable_ki_protection
     async def _be(self, presence: _Presence, source: str, options: LoadOptions) -> None:
         """The model's task. What it raises is for whoever loads or unloads it."""
-        model = presence.model
+        name = presence.service.name
 
         def ready() -> None:
-            self._models[model.name] = model
+            self._models[name] = presence.model
             presence.ready = True
             presence.settled.set()
 
         try:
             with presence.scope:
-                await model.run(self._engine, source, options, ready)
+                await presence.service.run(self._engine, source, options, ready)
         except Exception as error:
             presence.error = error
         finally:
-            self._models.pop(model.name, None)
-            del self._present[model.name]
+            self._models.pop(name, None)
+            del self._present[name]
             presence.settled.set()
             presence.gone.set()
 
@@ -164,7 +169,7 @@ class Runtime:
         self._closed = True
         for presence in self._present.values():
             if presence.ready:
-                presence.model.leave(cancel_jobs=True)
+                presence.service.leave(cancel_jobs=True)
         self._nursery.cancel_scope.cancel()
 
 
@@ -172,6 +177,7 @@ class Runtime:
 class _Presence:
     """A model that is here, or coming. `settled`: it is ready, or has failed."""
 
+    service: Service
     model: Model
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     settled: trio.Event = attrs.field(factory=trio.Event)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import trio
@@ -14,7 +15,13 @@ from wiredactors.memory.errors import ModelNotLoaded, PromptTooLong
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.policies import WiredMemoryPolicy
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
-from wiredactors.scheduling.requests import Prompt, RowRequest, SamplingParameters
+from wiredactors.scheduling.requests import (
+    CacheOptions,
+    LoadPlan,
+    Prompt,
+    RowRequest,
+    SamplingParameters,
+)
 
 
 class Work:
@@ -32,12 +39,13 @@ class Work:
         policy: WiredMemoryPolicy,
         manager: TicketManager,
         stands_on: tuple[WiredMemoryTicket, ...],
-        workspace_bytes: int,
+        plan: LoadPlan,
         new_id: Callable[[str], str],
         note: Callable[..., None],
+        nursery: trio.Nursery,
     ):
-        """`stands_on` are the reservations of the model, with `workspace_bytes` for its steps;
-        `new_id("job")` names a job."""
+        """`stands_on` are the reservations of the model, which was loaded by `plan`;
+        `new_id("job")` names a job; jobs run in the `nursery`."""
         self.jobs: set[Job] = set()
         self._measurements: set[trio.CancelScope] = set()
         self._name = name
@@ -45,30 +53,41 @@ class Work:
         self._policy = policy
         self._manager = manager
         self._stands_on = stands_on
-        self._workspace_bytes = workspace_bytes
+        self._plan = plan
         self._new_id = new_id
         self._note = note
+        self._nursery = nursery
+        self._started: deque[Job] = deque()  # those whose task has not begun
         self._idle = trio.Event()
         self._idle.set()
 
+    @property
+    def prefill_step_size(self) -> int:
+        """Prompt tokens in one step, with the device's default filled in."""
+        size = self._plan.options.prefill_step_size
+        assert size is not None
+        return size
+
     # -- jobs
 
-    def ticket_size(self, prompt: Prompt, max_tokens: int) -> int:
+    def ticket_size(self, prompt: Prompt, max_tokens: int, cache: CacheOptions) -> int:
         """Bytes that a job of this prompt is charged."""
-        request = self._request("", prompt, max_tokens, SamplingParameters())
+        request = self._request("", prompt, max_tokens, SamplingParameters(), cache)
         return Charge.of(self.loaded, request).size
 
-    def add_job(
+    @trio.lowlevel.enable_ki_protection  # a job that is counted and does not run would never end
+    def start_job(
         self,
         prompt: Prompt,
         max_tokens: int,
         sampling: SamplingParameters,
+        cache: CacheOptions,
         ticket: WiredMemoryTicket | None,
         priority: int,
     ) -> Job:
-        """A new job, under way from here on; see `Model.generate`. Pass it to `run_job`."""
+        """A new job, under way from here on; see `Model.start_generation`."""
         job_id = self._new_id("job")
-        request = self._request(job_id, prompt, max_tokens, sampling)
+        request = self._request(job_id, prompt, max_tokens, sampling, cache)
         charge = Charge.of(self.loaded, request)
         if ticket is None:
             ticket = self._ticket(job_id, charge.size, priority)
@@ -82,10 +101,15 @@ class Work:
         job = Job(self._name, self.loaded, request, ticket, charge, self._note)
         self.jobs.add(job)
         self._idle = trio.Event()
+        self._started.append(job)
+        self._nursery.start_soon(self._run_job)
         return job
 
     @trio.lowlevel.enable_ki_protection
-    async def run_job(self, job: Job) -> None:
+    async def _run_job(self) -> None:
+        # Not a job of its own: trio begins the tasks of one turn in any order, and jobs ask for
+        # memory in the order in which they were started.
+        job = self._started.popleft()
         try:
             await job.run()
         finally:
@@ -93,14 +117,23 @@ class Work:
             self._see_if_idle()
 
     def _request(
-        self, row_id: str, prompt: Prompt, max_tokens: int, sampling: SamplingParameters
+        self,
+        row_id: str,
+        prompt: Prompt,
+        max_tokens: int,
+        sampling: SamplingParameters,
+        cache: CacheOptions,
     ) -> RowRequest:
         tokens = self.loaded.encode(prompt)
         room = self.loaded.context_length - len(tokens)
         if room < 1:
             raise PromptTooLong(len(tokens), self.loaded.context_length)
         request = RowRequest(
-            row_id=row_id, prompt=tuple(tokens), max_tokens=max_tokens, sampling=sampling
+            row_id=row_id,
+            prompt=tuple(tokens),
+            max_tokens=max_tokens,
+            sampling=sampling,
+            cache=cache,
         )
         return request.shortened(room)
 
@@ -120,7 +153,7 @@ class Work:
                 return known
             predicted = await self.loaded.predict(parameters)
             # Its steps may be larger than those for which the workspace is held.
-            more = max(0, predicted.workspace_bytes - self._workspace_bytes)
+            more = max(0, predicted.workspace_bytes - self._plan.workspace_bytes)
             ticket = self._ticket(self._new_id("tune"), predicted.kv_bytes + more)
             async with ticket.wired_limit():
                 measurement = await self.loaded.tune(parameters, remeasure=remeasure)

@@ -6,8 +6,8 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 
-from wiredactors.actors.job import GenerationResult
 from wiredactors.actors.outcome import Outcome
+from wiredactors.actors.result import GenerationResult
 from wiredactors.memory.units import MIB, format_bytes
 from wiredactors.observe.timeline import Timeline
 
