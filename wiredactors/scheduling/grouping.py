@@ -66,7 +66,7 @@ class Grouping:
         return self.fits(together, 1 + STEP_TOKENS)
 
     def split(self, members: Sequence[Member[Key]]) -> list[list[Member[Key]]]:
-        """The batches that they make, as few as fit.
+        """The batches that they make: few, and never more than one for each charged length.
 
         The longest row comes first, with those that were charged most: they have most to spare for
         it. What does not fit beside them makes the next batch.
