@@ -55,7 +55,10 @@ async def test_a_refused_ticket_lets_them_go(no_collection: None) -> None:
         assert not await kept(SUM.ticket(200).start)
 
 
-@pytest.mark.parametrize("fault", ["body", "refusal", "unread refusal", "row", "load", "unload"])
+@pytest.mark.parametrize(
+    "fault",
+    ["body", "refusal", "unread refusal", "row", "waited row", "load", "unload"],
+)
 async def test_a_failure_in_a_runtime_lets_them_go(
     fault: str, autojump_clock: MockClock, no_collection: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,8 +81,10 @@ async def test_a_failure_in_a_runtime_lets_them_go(
             async with model.generate("hello", max_tokens=5, wired_memory_ticket=ticket) as job:
                 if fault == "body":
                     raise ValueError("mine")
-                if fault == "row":
+                if "row" in fault:
                     engine.fail_row(job.id)
+                if fault == "waited row":
+                    await job.wait()
                 if fault != "unread refusal":
                     async for _ in job:
                         pass

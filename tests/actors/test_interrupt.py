@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import wiredactors as wa
+from wiredactors.actors.charge import Charge
 from wiredactors.testing import ModelledEngine, RecordingBackend
 
 SUM = wa.WiredSumPolicy()
@@ -38,6 +40,30 @@ def test_one_amid_a_command_of_the_manager_does_not_keep_the_baseline_from_comin
     assert backend.limit == 7
 
 
+def test_one_amid_the_start_of_a_job_leaves_none_that_never_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = ModelledEngine()
+    charge = Charge.of
+
+    def interrupted(*arguments: Any) -> Charge:
+        interrupt()
+        return charge(*arguments)
+
+    async def main() -> None:
+        with trio.fail_after(1000):
+            async with wa.open_runtime(engine=engine, backend=RecordingBackend()) as runtime:
+                model = await runtime.load("model")
+                monkeypatch.setattr(Charge, "of", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    await model.start_generation("hello", max_tokens=4).wait()
+                [job] = model.jobs
+                await runtime.unload("model")
+                assert (await job.wait()).finish_reason == "length"
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
 def test_one_that_ends_a_wait_for_admission_leaves_no_waiter() -> None:
     async def main() -> None:
         configuration = wa.WiredMemoryConfiguration(admission_ceiling=1000)
@@ -61,10 +87,13 @@ def test_one_that_ends_a_wait_for_admission_leaves_no_waiter() -> None:
     trio.run(main)
 
 
+@pytest.mark.parametrize("held", [False, True], ids=["block", "handle"])
 @pytest.mark.parametrize(
     "kind", ["job_admitted", "job_first_token", "model_ready", "model_loading"]
 )
-def test_one_amid_a_job_or_a_model_ends_all(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_amid_a_job_or_a_model_ends_all(
+    kind: str, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     note = wa.WiredMemoryManager.note
     engine, backend = ModelledEngine(), RecordingBackend()
     managers = []
@@ -81,6 +110,8 @@ def test_one_amid_a_job_or_a_model_ends_all(kind: str, monkeypatch: pytest.Monke
             async with wa.open_runtime(engine=engine, backend=backend) as runtime:
                 managers.append(runtime.manager)
                 model = await runtime.load("model")
+                if held:
+                    await model.start_generation("hello", max_tokens=4).wait()
                 async with model.generate("hello", max_tokens=4) as job:
                     async for _ in job:
                         pass

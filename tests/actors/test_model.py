@@ -220,6 +220,23 @@ async def test_a_name_can_be_loaded_once(autojump_clock: MockClock) -> None:
         assert house.tickets == {"weights/chat": 100, "workspace": 10}
 
 
+async def test_every_option_of_a_load_reaches_the_engine(autojump_clock: MockClock) -> None:
+    house = House()
+    options: dict[str, Any] = {
+        "dtype": "float16",
+        "dequantize": True,
+        "prefill_step_size": 64,
+        "max_batch_size": 3,
+        "weight": 2.5,
+    }
+    async with house.opened() as runtime:
+        await runtime.load("small", margin=M, **options)
+        [plan] = house.engine._plans.values()
+        assert attrs.asdict(plan.options) == options | {"margin_bytes": M}
+        with pytest.raises(ValueError, match="weight"):
+            await runtime.load("small", "other", weight=0)
+
+
 async def test_wrong_options_are_refused_before_anything_else(autojump_clock: MockClock) -> None:
     house = House()
     async with house.opened() as runtime:
