@@ -60,11 +60,16 @@ async def complete(model: Model, prompt: Any, max_tokens: int = ANSWER, **option
     return job
 
 
+def busy(recorded: Recorded) -> bool:
+    """Whether the engine has rows."""
+    return any(serving.pieces for serving in recorded.engine._serving.values())
+
+
 def nothing_is_held(recorded: Recorded) -> bool:
     """Whether only reservations are left, and no batch."""
     snapshot = recorded.runtime.manager.snapshot()
     active = [ticket for ticket in snapshot.tickets if ticket.kind == "active"]
-    return not (active or snapshot.waiters or recorded.engine._batches or recorded.engine._delivers)
+    return not (active or snapshot.waiters or busy(recorded) or recorded.engine._delivers)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -142,18 +147,22 @@ class TestTokens:
                         nursery.start_soon(ask, loaded, prompt)
         assert [found[prompt] for prompt in prompts] == wanted
 
-    async def test_the_batches_of_two_models_take_turns(self, tiny_model: TinyModel) -> None:
+    async def test_two_models_share_the_device_by_time(self, tiny_model: TinyModel) -> None:
         with trio.fail_after(60):
             async with open_recorded() as recorded:
                 one = await recorded.runtime.load(tiny_model("llama"), "one")
                 two = await recorded.runtime.load(tiny_model("experts"), "two")
                 async with trio.open_nursery() as nursery:
                     for model in (one, two):
-                        nursery.start_soon(complete, model, "abc", 30)
-        steps = [report.model for report in recorded.reports if report.what == "step"]
-        both = steps[steps.index("two" if steps[0] == "one" else "one") - 1 :][:50]
-        assert len(both) == 50
-        assert all(before != after for before, after in itertools.pairwise(both))
+                        nursery.start_soon(complete, model, "abc", 60)
+        steps = [report for report in recorded.reports if report.what == "step"]
+        names = [step.model for step in steps]
+        last = {name: len(names) - 1 - names[::-1].index(name) for name in names}
+        both = steps[max(map(names.index, last)) : min(last.values())]
+        assert len({step.model for step in both}) == 2
+        taken = {name: sum(s.seconds for s in both if s.model == name) for name in last}
+        longest = max(step.seconds for step in both)
+        assert abs(taken["one"] - taken["two"]) < 4 * longest
 
     async def test_messages_go_through_the_chat_template(self, tiny_model: TinyModel) -> None:
         path = tiny_model("llama")
@@ -323,7 +332,7 @@ class TestCancelling:
                 await holder.end()
                 assert nothing_is_held(recorded)
                 async with model.generate(tiny.prompt_of(1500), 100) as job:
-                    await until(lambda: bool(recorded.engine._batches))
+                    await until(lambda: busy(recorded))
                 assert job.result.tokens == ()  # its prompt was being read
                 assert job.result.kv_bytes == 0
                 assert nothing_is_held(recorded)
@@ -458,51 +467,54 @@ class TestErrors:
                         pytest.fail("the body ran")
                 assert nothing_is_held(recorded)
 
-    async def test_a_step_that_fails_ends_its_own_rows_and_no_others(
+    async def test_a_step_that_fails_whenever_a_row_is_in_it_ends_that_row_alone(
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        one, two = tiny_model("llama"), tiny_model("experts")
+        """The rows that shared it go on from their tokens, and nobody sees it in their text."""
+        path = tiny_model("llama")
         step = Batch.step
-        steps = 0
 
         def failing(batch: Batch) -> Any:
-            nonlocal steps
             outputs = step(batch)
-            if batch in failing_batches:
-                steps += 1
-                if steps > 5:
-                    held = mx.ones((1 << 20,))
-                    mx.eval(held)
-                    raise RuntimeError("the device is on fire")
+            if any(row.request.row_id == "job-2" and len(row.generated) > 5 for row in batch.rows):
+                held = mx.ones((1 << 20,))
+                mx.eval(held)
+                raise RuntimeError("the device is on fire")
             return outputs
 
-        failing_batches: list[Batch] = []
-        errors: list[GenerationError] = []
+        monkeypatch.setattr(Batch, "step", failing)
+        prompts = ["abc", "abd", "something longer", "x"]
+        jobs: dict[str, Job] = {}
 
-        async def fail(model: Model) -> None:
-            with pytest.raises(GenerationError, match="on fire") as caught:
-                await complete(model, "abc", 100)
-            errors.append(caught.value)
+        async def ask(model: Model, prompt: str) -> None:
+            async with model.generate(prompt, 60, temperature=1.0, seed=3) as job:
+                jobs[job.id] = job
+                if job.id == "job-2":
+                    with pytest.raises(GenerationError, match="on fire"):
+                        await job.wait()
+                else:
+                    await job.wait()
 
         with trio.fail_after(60):
             async with open_recorded() as recorded:
-                bad = await recorded.runtime.load(one, "bad")
-                good = await recorded.runtime.load(two, "good")
+                model = await recorded.runtime.load(path)
                 loaded = active_bytes(recorded)
-                monkeypatch.setattr(Batch, "step", failing)
                 async with trio.open_nursery() as nursery:
-                    for _ in range(2):
-                        nursery.start_soon(fail, bad)
-                    await until(lambda: bool(recorded.engine._batches))
-                    failing_batches += recorded.engine._batches.values()
-                    job = await complete(good, "abc")
-                assert job.result.tokens == reference(two, "abc", ANSWER)[0]
+                    for prompt in prompts:
+                        nursery.start_soon(ask, model, prompt)
                 assert nothing_is_held(recorded)
                 assert active_bytes(recorded) - loaded < 64 * KIB, "the errors hold arrays"
-                failing_batches.clear()
-                again = await complete(bad, "abc")
-                assert again.result.tokens == reference(one, "abc", ANSWER)[0]
-        assert len(errors) == 2
+                results = {name: job.result for name, job in jobs.items()}
+                monkeypatch.undo()
+                for name, prompt in zip(sorted(jobs), prompts, strict=True):
+                    alone = await complete(model, prompt, 60, temperature=1.0, seed=3)
+                    found = results[name]
+                    assert found is not None
+                    if name == "job-2":
+                        assert found.finish_reason == "error"
+                        assert found.tokens == alone.result.tokens[: len(found.tokens)]
+                    else:
+                        assert found.tokens == alone.result.tokens
 
     async def test_a_detokenizer_that_fails_ends_its_row_only(
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
@@ -510,10 +522,10 @@ class TestErrors:
         path = tiny_model("llama")
         add = RowText.add
 
-        def failing(text: RowText, token: int) -> Any:
+        def failing(text: RowText, token: int, *told: Any) -> Any:
             if text._row_id == "job-1" and token == reference(path, "abc", ANSWER)[0][6]:
                 raise KeyError(token)
-            return add(text, token)
+            return add(text, token, *told)
 
         monkeypatch.setattr(RowText, "add", failing)
         reference(path, "abc", ANSWER)
@@ -551,7 +563,7 @@ class TestErrors:
             async with open_recorded() as recorded:
                 model = await recorded.runtime.load(tiny_model("llama"))
                 with monkeypatch.context() as patch:
-                    patch.setattr("wiredactors.engine.batch.make_sampler", failing)
+                    patch.setattr("wiredactors.engine.row.RowSampler", failing)
                     with pytest.raises(GenerationError, match="no sampler"):
                         await complete(model, "abc")
                 assert nothing_is_held(recorded)

@@ -1,186 +1,174 @@
-"""One running batch: rows of one model and one bucket, through mlx-lm's batch generator.
+"""One running batch: rows of one model that decode together, on mlx-lm's batch caches.
 
-Memory is the point of what this adds to it: the caches of rows that leave are let go at once, layer
-by layer, and what remains is cut back to whole steps, so that a batch of a bucket never holds more
-than its rows were charged.
+A step does what somebody asked for and no more: one pass of the model, one call of the sampler for
+rows that sample alike, log-probabilities only for rows that want them, a mask only where rows are
+padded. It is one step ahead: the device works on the next tokens while Python handles these.
+
+Memory is the other point: when rows join or leave, caches are joined and cut layer by layer, and
+what remains is cut back to whole steps, so that a batch never holds more than the planner counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
-from wiredactors.engine.cache import parts, settle
-from wiredactors.engine.device import without_locals
-from wiredactors.engine.imports import import_mlx, import_mlx_lm
-from wiredactors.engine.loading import LoadedModel
-from wiredactors.engine.sampling import make_logits_processors, make_sampler
-from wiredactors.engine.text import RowText
-from wiredactors.memory.errors import GenerationError
-from wiredactors.scheduling.requests import RowOutput, RowRequest
+from wiredactors.engine.cache import batched, make_room, settle, twin, unpadded
+from wiredactors.engine.imports import import_mlx
+from wiredactors.engine.kept import quantize
+from wiredactors.engine.prefill import Prefill
+from wiredactors.engine.row import Row
+from wiredactors.engine.sampling import Choice, Chooser
+from wiredactors.memory.cache_cost import STEP_TOKENS
 
 
-@attrs.define
-class _Row:
-    request: RowRequest
-    text: RowText
-    uid: int
+@attrs.frozen
+class Sampled:
+    """A row's token, and what it asked to be told about it, or why there is none.
+
+    Attributes:
+        error: what the row's own sampler or processor has raised.
+    """
+
+    token: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    error: Exception | None = None
 
 
 class Batch:
-    """The rows of one bucket. Everything happens on the device thread.
+    """See the module. Everything happens on the device thread, in its generation stream.
 
-    A batch whose last row has left is done with: its caches go with it, and a new one is made for
-    the next row, so mlx-lm's row numbers, which start again in every generator, are never mixed.
+    Whatever a method raises has corrupted the batch: let it go.
+
+    Attributes:
+        rows: those that decode together.
     """
 
-    def __init__(self, loaded: LoadedModel):
+    def __init__(self, model: Any, prefill: Prefill):
+        """A batch of one, whose prompt has been read."""
         self._mx = import_mlx()
-        generate = import_mlx_lm("generate")
-        self._tokenizer = loaded.tokenizer
-        # One prompt is prefilled at a time: that bounds the workspace, and how long a step takes.
-        self._generator = generate.BatchGenerator(
-            loaded.model,
-            stop_tokens=[[token] for token in sorted(loaded.tokenizer.eos_token_ids)],
-            prefill_batch_size=1,
-            completion_batch_size=loaded.options.max_batch_size,
-            prefill_step_size=loaded.options.prefill_step_size,
-        )
-        self._nothing = self._mx.zeros(0)
-        self._rows: dict[int, _Row] = {}
-        self._share_of: tuple[int, Any] = (0, None)
-        self._share = 0
+        self._model = model
+        self.rows = [prefill.row]
+        self._caches = prefill.caches
+        self._choose = Chooser([prefill.row.sampler])
+        self._flying: Choice | None = None  # what the device works on
+        self._landed: list[Sampled] = []  # it, when it has been read
+        self._launch(self._mx.array([prefill.last_token]))
+        if prefill.row.fed == 1:  # nothing had been read before
+            quantize(self._caches, prefill.row.request.cache)
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def step(self) -> list[Sampled]:
+        """The next token of each row, in the order of `rows`."""
+        flying, sampled = self._flying, self._landed
+        if flying is not None:
+            inputs = flying.tokens
+        else:
+            inputs = self._mx.array([each.token for each in sampled])
+        self._flying, self._landed = None, []
+        if any(row.left > 1 for row in self.rows):
+            self._launch(inputs)
+        return sampled if flying is None else _read(flying)
 
-    def __contains__(self, row_id: str) -> bool:
-        return any(row.request.row_id == row_id for row in self._rows.values())
+    @property
+    def is_full(self) -> bool:
+        """Whether the next step needs more room in the caches of keys and values."""
+        return max(row.fed for row in self.rows) % STEP_TOKENS == 0
 
-    def insert(self, request: RowRequest) -> None:
-        """Add a row; its prompt is prefilled by the next steps."""
-        [uid] = self._generator.insert(
-            [list(request.prompt)],
-            max_tokens=[request.max_tokens],
-            samplers=[make_sampler(request.sampling)],
-            logits_processors=[make_logits_processors(request.sampling)],
-        )
-        self._rows[uid] = _Row(request, RowText(request, self._tokenizer), uid)
+    def wait(self) -> None:
+        """Wait until the device has done what was asked of it."""
+        if self._flying is not None:
+            self._mx.eval(self._flying.tokens)
 
-    def remove(self, row_id: str) -> int:
-        """Take a row out, wherever it is, and let its cache go.
+    def _launch(self, inputs: Any) -> None:
+        """Let the device work on the tokens that follow `inputs`."""
+        if self.is_full:
+            for cache in self._caches:
+                make_room(cache)
+        logits = self._model(inputs[:, None], cache=self._caches)[:, -1, :]
+        choice = self._choose(logits, inputs)
+        self._mx.async_eval(choice.tokens, choice.extras)
+        for row in self.rows:
+            row.fed += 1
+        self._flying = choice
 
-        Returns its share of the cache until then; 0 if it never decoded.
-        """
-        [uid] = [uid for uid, row in self._rows.items() if row.request.row_id == row_id]
-        share = self._row_share() if uid in self._generator._generation_batch.uids else 0
-        del self._rows[uid]
-        self._generator.remove([uid])
-        self._settle()
-        return share
+    # -- who is in it
 
-    def step(self) -> list[RowOutput]:
-        """One step: a token for each decoding row, a chunk of the prompt that is prefilled.
+    def join(self, other: Batch) -> None:
+        """Take the other's rows in; it is used up."""
+        self._land()
+        other._land()
+        rows = [*self.rows, *other.rows]
+        for layer, cache in enumerate(self._caches):
+            cache, added = batched(cache), batched(other._caches[layer])
+            self._caches[layer] = other._caches[layer] = None
+            cache.extend(added)
+            del added
+            self._caches[layer] = _settled(cache, rows)
+        self._landed = [*self._landed, *other._landed]
+        self._hold(rows)
+        other._hold([])
 
-        A row whose own text handling fails ends with its error; the others go on. Whatever else
-        is raised has corrupted the batch: drop it.
-        """
-        share = self._row_share()
-        generating = self._generator._generation_batch
-        before = list(generating.uids)
-        _, responses = self._generator.next()
-        self._drop_logprobs(generating)
-        outputs: list[RowOutput] = []
-        stopped: list[int] = []
-        for response in responses:
-            row = self._rows[response.uid]
-            # Views, which would keep the whole batch's cache and log-probabilities alive.
-            response.prompt_cache = response.logprobs = None
-            reason = response.finish_reason
-            try:
-                outputs += self._outputs(row, response.token, reason, share, stopped)
-            except Exception as error:
-                failure = GenerationError(f"row {row.request.row_id} failed: {error!r}")
-                failure.__cause__ = without_locals(error)
-                outputs.append(RowOutput(row_id=row.request.row_id, error=failure))
-                if reason is None:
-                    stopped.append(row.uid)
-            if reason is not None:
-                del self._rows[row.uid]
-        if stopped:
-            for uid in stopped:
-                del self._rows[uid]
-            self._generator.remove(stopped)
-        if generating.uids != before:
-            self._settle()
-        return outputs
+    def divide(self, groups: Sequence[Sequence[Row]]) -> list[Batch]:
+        """Batches of these rows each, in place of this one; rows that are in none leave."""
+        self._land()
+        places = {row: place for place, row in enumerate(self.rows)}
+        batches = [self._part([places[row] for row in group]) for group in groups]
+        shared = len(self.rows) > 1
+        for layer, whole in enumerate(self._caches):
+            self._caches[layer] = None
+            whole = batched(whole) if shared else whole
+            for batch, group in zip(batches, groups, strict=True):
+                cache = twin(whole)
+                if shared:
+                    cache.filter([places[row] for row in group])
+                batch._caches.append(_settled(cache, group))
+            del cache, whole
+        self._hold([])
+        return batches
 
-    def _outputs(
-        self, row: _Row, token: int, reason: str | None, share: int, stopped: list[int]
-    ) -> list[RowOutput]:
-        if reason == "stop":  # the end-of-sequence token is not part of the answer
-            return [row.text.finish("stop", share)]
-        output, at_stop_text = row.text.add(token)
-        if at_stop_text:
-            if reason is None:
-                stopped.append(row.uid)
-            return [output, row.text.finish("stop", share, flush=False)]
-        if reason is not None:
-            return [output, row.text.finish(reason, share)]
-        return [output]
+    def _part(self, places: Sequence[int]) -> Batch:
+        """A batch of some of the rows, without their caches."""
+        part = Batch.__new__(Batch)
+        part._mx, part._model = self._mx, self._model
+        part._caches = []
+        part._landed = [self._landed[place] for place in places]
+        part._hold([self.rows[place] for place in places])
+        return part
 
-    def close(self) -> list[str]:
-        """Drop everything; returns the rows that were in it. Again: nothing."""
-        rows = [row.request.row_id for row in self._rows.values()]
-        self._rows.clear()
-        if self._generator is not None:
-            self._generator.close()
-        self._generator = None
-        return rows
+    def held_bytes(self) -> int:
+        """What its caches have allocated."""
+        arrays = [cache.state for cache in self._caches]
+        self._mx.eval(arrays)
+        return int(self._mx.get_array_buffer_size(arrays))
 
-    # -- memory
+    def _hold(self, rows: list[Row]) -> None:
+        """Its rows are others from here on."""
+        self.rows, self._flying = rows, None
+        self._choose = Chooser([row.sampler for row in rows])
 
-    def _row_share(self) -> int:
-        """Bytes of the decoding rows' cache for each of them.
-
-        Counted anew only when the cache has been allocated anew.
-        """
-        batch = self._generator._generation_batch
-        if not batch.prompt_cache:
-            return self._share
-        rows = len(batch)
-        allocation = (rows, _allocation(batch.prompt_cache))
-        if allocation != self._share_of:
-            self._share_of = allocation
-            arrays = [cache.state for cache in batch.prompt_cache]
-            self._mx.eval(arrays)
-            self._share = self._mx.get_array_buffer_size(arrays) // max(1, rows)
-        return self._share
-
-    def _drop_logprobs(self, generating: Any) -> None:
-        """Let go of the log-probabilities of this step and the next, which nobody here reads.
-
-        mlx-lm keeps them for its callers, a vocabulary wide for each row, until the batch's next
-        step; those of the next step are then in memory only as long as the device works on it.
-        """
-        generating._current_logprobs = []
-        generating._next_logprobs = [self._nothing] * len(generating)
-
-    def _settle(self) -> None:
-        """Let go of what rows that left have held, and make real what the others hold now."""
-        generating = self._generator._generation_batch
-        if len(generating) == 0:
-            # It would otherwise stay until the next row joins.
-            generating._current_tokens = None
-        with self._mx.stream(self._generator.stream):
-            settle(generating.prompt_cache)
+    def _land(self) -> None:
+        """Read what the device works on: rows that come or go do not fit it."""
+        if self._flying is not None:
+            self._landed = _read(self._flying)
+            self._flying = None
 
 
-def _allocation(caches: list[Any]) -> tuple[Any, ...]:
-    """What changes when a cache is allocated anew: the shape of its keys, by their kind."""
-    shapes = {}
-    for part in (part for cache in caches for part in parts(cache)):
-        keys = getattr(part, "keys", None)
-        shapes[type(part).__name__] = None if keys is None else tuple(keys.shape)
-    return tuple(sorted(shapes.items()))
+def _settled(cache: Any, rows: Sequence[Row]) -> Any:
+    """A layer's cache for these rows, made real."""
+    if len({row.fed for row in rows}) == 1:
+        cache = unpadded(cache, len(rows))
+    settle(cache)
+    return cache
+
+
+def _read(choice: Choice) -> list[Sampled]:
+    tokens: list[int] = choice.tokens.tolist()
+    if not choice.extras and not choice.failed:
+        return [Sampled(token) for token in tokens]
+    return [
+        Sampled(token, *choice.logprobs_of(row), error=choice.failed.get(row))
+        for row, token in enumerate(tokens)
+    ]

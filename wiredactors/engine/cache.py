@@ -5,10 +5,11 @@ A cache is known by the name of its type, so that nobody has to import mlx-lm to
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
-from wiredactors.engine.imports import import_mlx
+from wiredactors.engine.imports import import_mlx, import_mlx_lm
 from wiredactors.memory.cache_cost import bucket_tokens
 
 
@@ -31,22 +32,80 @@ def is_rotating(part: Any) -> bool:
     return type(part).__name__ in ("RotatingKVCache", "BatchRotatingKVCache")
 
 
-def settle(caches: list[Any]) -> None:
-    """Make a batch's caches real, as short as its rows allow. After rows have joined or left.
+def batched(cache: Any) -> Any:
+    """The same cache in the form that other rows can join."""
+    kind = type(cache).__name__
+    models = import_mlx_lm("models.cache")
+    if kind == "KVCache":
+        rows = 1 if cache.keys is None else cache.keys.shape[0]
+        shared = models.BatchKVCache([0] * rows)
+        shared.keys, shared.values, shared._idx = cache.keys, cache.values, cache.offset
+        shared.offset = shared.offset + cache.offset
+        return shared
+    if kind == "CacheList":
+        return models.CacheList(*map(batched, cache.caches))
+    return cache if hasattr(cache, "extend") else cache.merge([cache])
+
+
+def unpadded(cache: Any, rows: int) -> Any:
+    """The same cache of rows of one length in mlx-lm's plain form, whose attention has no mask.
+
+    A mask for each row more than doubles the time of attention, and the plain form counts its
+    tokens in Python, where the batch form computes the lengths of its rows layer by layer.
+    """
+    kind = type(cache).__name__
+    models = import_mlx_lm("models.cache")
+    if kind == "BatchKVCache":
+        plain = models.KVCache()
+        plain.keys, plain.values, plain.offset = cache.keys, cache.values, cache._idx
+        return plain
+    if kind == "CacheList":
+        return models.CacheList(*(unpadded(part, rows) for part in cache.caches))
+    return cache.extract(0) if rows == 1 and is_rotating(cache) else cache
+
+
+def twin(cache: Any) -> Any:
+    """A cache of the same arrays, which may then have other rows."""
+    if type(cache).__name__ == "CacheList":
+        return import_mlx_lm("models.cache").CacheList(*map(twin, cache.caches))
+    return copy.copy(cache)
+
+
+def settle(cache: Any) -> None:
+    """Make a layer's cache real, as short as its rows allow. After rows have joined or left.
 
     mlx-lm only notes down what is to be joined and cut. The next step would build the new cache
     while the whole old one is alive, which is twice the batch and more; one array at a time it is
     little more than the batch.
     """
+    for part in parts(cache):
+        if is_plain(part):
+            _fit(part, 0, bucket_tokens(_length(part)))
+        elif is_rotating(part):
+            _shorten(part)
+        evaluate(part)
+
+
+def make_room(cache: Any) -> None:
+    """Let a layer's full cache of keys and values grow by a step, before the model does.
+
+    In a step of the model all layers would grow at once, each beside its old self.
+    """
+    for part in parts(cache):
+        if is_plain(part) and part.keys is not None and _length(part) >= part.keys.shape[2]:
+            _fit(part, 0, bucket_tokens(_length(part) + 1))
+            evaluate(part)
+
+
+def evaluate(part: Any) -> None:
+    """Make its arrays real, one after the other."""
     mx = import_mlx()
-    for cache in caches:
-        for part in parts(cache):
-            if is_plain(part):
-                _fit(part, 0, bucket_tokens(part._idx))
-            elif is_rotating(part):
-                _shorten(part)
-            for array in arrays_of(part):
-                mx.eval(array)
+    for array in arrays_of(part):
+        mx.eval(array)
+
+
+def _length(part: Any) -> int:
+    return int(part._idx if type(part).__name__ == "BatchKVCache" else part.offset)
 
 
 def arrays_of(part: Any) -> list[Any]:
@@ -64,7 +123,9 @@ def _shorten(part: Any) -> None:
     mlx-lm does so in its other batch cache, but lets this one grow with every row that comes and
     goes, up to the window. In one that has reached its window there is nothing to drop.
     """
-    if part.keys is None or part.rotated or part._offset != part._idx:
+    if type(part).__name__ == "RotatingKVCache" or part.keys is None:
+        return
+    if part.rotated or part._offset != part._idx:
         return
     spare = max(0, min(part.left_padding.tolist()))
     part.left_padding -= spare

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import time
 from collections.abc import Callable
 from typing import Any
 
 import trio
 
 from wiredactors.engine.backend import DeviceMemory, QuietLimitBackend, device_memory
-from wiredactors.engine.batch import Batch
 from wiredactors.engine.blueprint import Blueprint
 from wiredactors.engine.device import DeviceThread, without_locals
 from wiredactors.engine.estimating import estimate_blueprint
@@ -27,10 +27,10 @@ from wiredactors.engine.loading import (
 )
 from wiredactors.engine.meter import Meter
 from wiredactors.engine.mlx_model import MlxModel
+from wiredactors.engine.serving import Serving
 from wiredactors.engine.sizing import measure_cache
 from wiredactors.engine.store import MeasurementStore
 from wiredactors.engine.tuning import run_prefill
-from wiredactors.memory.cache_cost import bucket_tokens
 from wiredactors.memory.errors import GenerationError
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.units import MIB
@@ -41,7 +41,7 @@ from wiredactors.scheduling.requests import (
     RowRequest,
     StepReport,
 )
-from wiredactors.scheduling.turns import Turns
+from wiredactors.scheduling.schedule import Schedule
 
 #: What MLX may keep of freed buffers, unless the engine is told otherwise.
 DEFAULT_POOL_BYTES = 128 * MIB
@@ -51,18 +51,24 @@ class MlxEngine:
     """Serves several MLX models from one thread. See the protocol for what each method does.
 
     `pool_bytes` bounds MLX's pool of freed buffers, which no ticket holds. `store` keeps what was
-    measured; None is the one in the user's cache directory.
+    measured; None is the one in the user's cache directory. `decode_share` is the part of a
+    model's time that its running jobs keep while it reads prompts.
     """
 
-    def __init__(self, pool_bytes: int = DEFAULT_POOL_BYTES, store: MeasurementStore | None = None):
+    def __init__(
+        self,
+        pool_bytes: int = DEFAULT_POOL_BYTES,
+        store: MeasurementStore | None = None,
+        *,
+        decode_share: float = 0.5,
+    ):
         self.pool_bytes = pool_bytes
         self._knowledge = Knowledge(MeasurementStore() if store is None else store)
         self.device: DeviceThread  # while it is open
         self._models: dict[str, LoadedModel] = {}
-        self._batches: dict[tuple[str, int], Batch] = {}
-        self._turns: Turns[tuple[str, int]] = Turns()
+        self._serving: dict[str, Serving] = {}
+        self._schedule = Schedule(decode_share)
         self._delivers: dict[str, Callable[[RowOutput], object]] = {}  # on the trio thread
-        self._owned: Callable[[], Any] = contextlib.nullcontext
         self._granted: Callable[[], int] = lambda: 0
         self._on_step: Callable[[StepReport], object] | None = None
         self._on_cpu = True
@@ -106,7 +112,6 @@ class MlxEngine:
             self._pool_before = None
 
     def limit_backend(self, guard: Any) -> QuietLimitBackend:
-        self._owned = guard.owned
         return QuietLimitBackend(self._memory, guard.write, self.device, self._synchronize)
 
     def _synchronize(self) -> None:
@@ -161,8 +166,7 @@ class MlxEngine:
             cost = measure_cache(loaded.model, plan.options.prefill_step_size)
             weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
             self._mx.clear_cache()
-        self._models[name] = loaded
-        return MlxModel(
+        model = MlxModel(
             self,
             name,
             tokenizer=loaded.tokenizer,
@@ -171,14 +175,18 @@ class MlxEngine:
             weight_bytes=weights,
             correction=self._knowledge.remember(name, plan, self.device.post),
         )
+        self._models[name] = loaded
+        self._serving[name] = Serving(loaded, model.row_cost)
+        return model
 
     async def unload(self, name: str) -> None:
         with trio.CancelScope(shield=True):
             await self.device.run(functools.partial(self._unload, name))
 
     def _unload(self, name: str) -> None:
-        for key in [key for key in self._batches if key[0] == name]:
-            self._batches.pop(key).close()
+        serving = self._serving.pop(name, None)
+        if serving is not None:
+            serving.close()
         self._models.pop(name, None)
         self._knowledge.forget(name)
         gc.collect()
@@ -230,8 +238,8 @@ class MlxEngine:
         known = None if remeasure else self._knowledge.measurement(name, parameters)
         if known is not None:
             return known
-        # Each batch gets a turn: calls go before steps, and one measurement may follow another.
-        for _ in range(len(self._batches)):
+        # Everyone gets a turn: calls go before steps, and one measurement may follow another.
+        for _ in range(sum(serving.pieces for serving in self._serving.values())):
             self._step()
         loaded = self._models[name]
         with self._reported(name, "tune"):
@@ -248,19 +256,12 @@ class MlxEngine:
         self.device.post(functools.partial(self._insert, name, request))
 
     def _insert(self, name: str, request: RowRequest) -> None:
-        key = (name, bucket_tokens(request.total_tokens))
         try:
-            if key not in self._batches:
-                with self._owned():
-                    self._batches[key] = Batch(self._models[name])
-            self._batches[key].insert(request)
+            self._serving[name].insert(request)
         except Exception as error:
-            if key in self._batches:
-                self._drop_if_empty(key)
             failure = GenerationError(f"row {request.row_id} could not join: {error!r}")
             failure.__cause__ = without_locals(error)
-            output = RowOutput(row_id=request.row_id, error=failure)
-            self.device.deliver(self._hand_over, [output], None)
+            self._hand_over_later([RowOutput(row_id=request.row_id, error=failure)])
 
     async def remove(self, name: str, row_id: str) -> int:
         with trio.CancelScope(shield=True):
@@ -269,35 +270,31 @@ class MlxEngine:
         return share
 
     def _remove(self, name: str, row_id: str) -> int:
-        for key, batch in list(self._batches.items()):
-            if key[0] == name and row_id in batch:
-                share = batch.remove(row_id)
-                self._drop_if_empty(key)
-                return share
-        return 0
+        if name not in self._serving:
+            return 0
+        share, outputs = self._serving[name].remove(row_id)
+        self._hand_over_later(outputs)
+        return share
 
     # -- steps
 
     def _step(self) -> bool:
-        """One step of the batch whose turn it is; whether there was one."""
-        key = self._turns.next(self._batches)
-        if key is None:
+        """The step of whoever's turn it is; whether there was one."""
+        step = self._schedule.choose(self._serving)
+        if step is None:
             return False
-        batch = self._batches[key]
-        with self._reported(key[0], "step") as report:
-            try:
-                outputs = batch.step()
-            except Exception as error:  # it has corrupted the batch, so all its rows fail
-                failure = GenerationError(f"a step of model {key[0]!r} failed: {error!r}")
-                failure.__cause__ = without_locals(error)
-                outputs = [RowOutput(row_id=row, error=failure) for row in batch.close()]
-            report.outputs = outputs
-            self._drop_if_empty(key)
+        serving = self._serving[step.model]
+        decodes = serving.decodes
+        what = "step" if step.prompt is None else "prefill"
+        if step.prompt is not None:
+            # The workspace is held once: a chunk has the device to itself.
+            for each in self._serving.values():
+                self._hand_over_later(each.wait())
+        began = time.perf_counter()
+        with self._reported(step.model, what) as report:
+            report.outputs = serving.step() if step.prompt is None else serving.read(step.prompt)
+        self._schedule.record(step, time.perf_counter() - began, decodes=decodes)
         return True
-
-    def _drop_if_empty(self, key: tuple[str, int]) -> None:
-        if not len(self._batches[key]):
-            self._batches.pop(key).close()
 
     @contextlib.contextmanager
     def _reported(self, model: str, what: str) -> Any:
@@ -310,6 +307,11 @@ class MlxEngine:
             rows = len({output.row_id for output in work.outputs})
             report = self._meter.report(model, what, rows)
             self.device.deliver(self._hand_over, work.outputs, report)
+
+    def _hand_over_later(self, outputs: list[RowOutput]) -> None:
+        """From the device thread: what became of rows outside of a step of theirs."""
+        if outputs:
+            self.device.deliver(self._hand_over, outputs, None)
 
     def _hand_over(self, outputs: list[RowOutput], report: StepReport | None) -> None:
         """On the trio thread: everyone gets what is theirs."""

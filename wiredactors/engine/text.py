@@ -21,13 +21,25 @@ class RowText:
             stops = [(text, None) for text in request.sampling.stop]
             self._stopping = self._machine({"normal": stops}).make_state("normal")
 
-    def add(self, token: int) -> tuple[RowOutput, bool]:
+    def add(
+        self,
+        token: int,
+        logprob: float | None = None,
+        top_logprobs: tuple[tuple[int, float], ...] = (),
+    ) -> tuple[RowOutput, bool]:
         """The output of one token, and whether its text ended at a stop text."""
         self._detokenizer.add_token(token)
         text, stopped = self._pass(self._detokenizer.last_segment)
-        return RowOutput(row_id=self._row_id, text=text, token=token), stopped
+        output = RowOutput(
+            row_id=self._row_id,
+            text=text,
+            token=token,
+            logprob=logprob,
+            top_logprobs=top_logprobs,
+        )
+        return output, stopped
 
-    def finish(self, reason: str, kv_bytes: int, *, flush: bool = True) -> RowOutput:
+    def finish(self, reason: str, *, flush: bool = True) -> RowOutput:
         """The last output, with the text that was still held back (none after a stop text)."""
         text = ""
         if flush:
@@ -38,7 +50,7 @@ class RowText:
             elif self._stopping is not None:
                 self._stopping, held, _ = self._machine.flush(self._stopping)
                 text += held
-        return RowOutput(row_id=self._row_id, text=text, finish_reason=reason, kv_bytes=kv_bytes)
+        return RowOutput(row_id=self._row_id, text=text, finish_reason=reason)
 
     def _pass(self, text: str) -> tuple[str, bool]:
         if self._stopping is None or not text:
