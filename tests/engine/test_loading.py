@@ -239,13 +239,3 @@ class TestRefusals:
     def test_a_directory_cannot_be_dequantized(self, directory: Path) -> None:
         with pytest.raises(ModelLoadError, match="only GGUF"):
             plan(directory, dequantize=True)
-
-    def test_a_cache_that_cannot_be_shared(self) -> None:
-        class Model:
-            layers = ()
-
-            def make_cache(self) -> list[object]:
-                return [object()]
-
-        with pytest.raises(ModelLoadError, match="cannot be shared"):
-            measure_cache(Model(), 64)

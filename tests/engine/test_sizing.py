@@ -18,9 +18,8 @@ from wiredactors.engine.blueprint import draw_config, draw_directory
 from wiredactors.engine.devices import CPU
 from wiredactors.engine.graph import Unrecordable
 from wiredactors.engine.imports import import_mlx_lm
-from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache, shared_caches, step_workspace
+from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache, row_caches, step_workspace
 from wiredactors.engine.tracing import Tracer
-from wiredactors.memory.errors import ModelLoadError
 
 mx = pytest.importorskip("mlx.core")
 pytest.importorskip("mlx_lm")
@@ -134,9 +133,26 @@ class TestRows:
         short, long = (measure_cache(model, step).fixed_bytes for step in (16, 128))
         assert long > short
 
-    def test_a_cache_of_a_models_own_cannot_be_shared(self, architecture: MakeArchitecture) -> None:
-        with pytest.raises(ModelLoadError, match="LayerCache"):
-            measure_cache(draw_directory(architecture("deepseek_v41")).model, STEP)
+    @pytest.mark.parametrize("name", ["deepseek_v41", "llama4"])
+    @pytest.mark.parametrize("step", [STEP, 512])
+    def test_a_row_whose_cache_cannot_be_shared_is_charged_what_it_takes_alone(
+        self, architecture: MakeArchitecture, name: str, step: int
+    ) -> None:
+        path = architecture(name)
+        cost = measure_cache(draw_directory(path).model, step)
+        for tokens in (1, 100, 256, 700, 1100):
+            charged = cost.row_bytes(tokens)
+            taken = truth.measure(path, token_count=tokens, prefill_step_size=step).kv_bytes
+            assert LOGITS + taken <= charged, tokens
+            if tokens >= 2 * step:
+                assert charged <= 3 * taken, tokens
+
+    def test_and_its_steps_are_those_of_one_row(self, architecture: MakeArchitecture) -> None:
+        model = draw_directory(architecture("llama4")).model
+        one, many = (
+            step_workspace(model, prefill_step_size=16, rows=rows, context=640) for rows in (1, 32)
+        )
+        assert one == many
 
 
 class TestSteps:
@@ -211,7 +227,7 @@ class TestTokenByToken:
 
     def test_attention_alone_is_thought_through_at_once(self, tiny_model: TinyModel) -> None:
         model = draw_directory(tiny_model("llama")).model
-        tracer = Tracer(model, shared_caches(model, 1), CPU)
+        tracer = Tracer(model, row_caches(model, 1), CPU)
         assert unrolled.short_steps(lambda: tracer, rows=1, tokens=1 << 20) == []
         assert tracer.steps == []
 

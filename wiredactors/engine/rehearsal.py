@@ -12,6 +12,7 @@ from wiredactors.engine.cache import is_rotating, parts
 from wiredactors.engine.devices import device
 from wiredactors.engine.graph import Unrecordable
 from wiredactors.engine.imports import import_mlx_lm
+from wiredactors.engine.kept import check_packed, quantize_unseen
 from wiredactors.engine.sizing import (
     cache_cost,
     guess_from,
@@ -66,6 +67,8 @@ class Rehearsal:
         parameters = self._parameters
         whole, rest = divmod(parameters.token_count, parameters.prefill_step_size)
         chunks = [parameters.prefill_step_size] * whole + [rest] * (rest > 0)
+        if parameters.kv_bits is not None:
+            check_packed(self._model, parameters, self._make_cache)
         try:
             with thinking_through(self._model):
                 self._short = short_steps(
@@ -73,17 +76,8 @@ class Rehearsal:
                 )
                 think = self._extrapolated if self._short else self._thought_through
                 found = think(chunks)
-                if parameters.kv_bits is not None:
-                    self._read_packed()
         except Unrecordable as error:
             return self._roughly(chunks, error)
-        except ModelLoadError as error:
-            if parameters.kv_bits is None:
-                raise
-            raise ValueError(
-                f"kv_bits={parameters.kv_bits}: this model cannot use a quantized cache "
-                f"({error.__cause__}). Leave kv_bits out"
-            ) from error
         return found
 
     def row_cost(self) -> CacheCost:
@@ -92,7 +86,7 @@ class Rehearsal:
         states = has_states(self._tracer.caches) and self._tracer not in self._short
         if states and parameters.kv_bits is None:
             # A state may be larger after a longer step than the prompt's last one.
-            with contextlib.suppress(ModelLoadError):  # its cache cannot be shared by a batch
+            with contextlib.suppress(ModelLoadError):
                 return measure_cache(self._model, parameters.prefill_step_size)
         return cache_cost(
             self._tracer,
@@ -104,18 +98,7 @@ class Rehearsal:
         return Tracer(self._model, self._make_cache(), device(), self._quantize)
 
     def _quantize(self, caches: list[Any]) -> None:
-        import_mlx_lm("generate").maybe_quantize_kv_cache(
-            caches,
-            quantized_kv_start=0,
-            kv_group_size=self._parameters.kv_group_size,
-            kv_bits=self._parameters.kv_bits,
-        )
-
-    def _read_packed(self) -> None:
-        """A packed cache is not read before the second step, which some models cannot do."""
-        tracer = self._new_tracer()
-        for _ in range(2):
-            tracer.step(1, 1)
+        quantize_unseen(caches, self._parameters)
 
     def _thought_through(self, chunks: list[int]) -> Found:
         tracer, rows = self._tracer, self._parameters.batch_size

@@ -17,7 +17,7 @@ from wiredactors.engine.graph import Unrecordable
 from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.tracing import Tracer, key_value_parts
 from wiredactors.engine.unrolled import SHORT, short_steps, size_at
-from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost
+from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost, bucket_tokens
 from wiredactors.memory.errors import ModelLoadError
 
 #: Of one row, for each word of the vocabulary: a logit and a log-probability.
@@ -27,7 +27,8 @@ LOGITS_BYTES = 2 * 4
 def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
     """What one row of a shared batch takes as long as it lives.
 
-    A step of a prompt is thought through with the caches of a batch of one. Keys and values are
+    A step of a prompt is thought through with the caches of a batch of one; with the row's own
+    where the model's cannot be shared, so that each row runs alone. Keys and values are
     counted by the token, whatever else a cache holds (states) by its buffers, which may be larger
     than it reports: a slice keeps the whole activation alive that it was cut from.
 
@@ -35,15 +36,17 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
     on one step of every batch when it is given the next batch's, so they add up over the batches.
 
     Raises:
-        ModelLoadError: the model's cache cannot be shared by a batch, nothing is known of it, or
-            something went wrong.
+        ModelLoadError: nothing is known of the model's cache, or something went wrong.
     """
 
     def new_tracer() -> Tracer:
-        return Tracer(model, shared_caches(model, 1), device())
+        return Tracer(model, row_caches(model, 1), device())
+
+    alone = merged_caches(model, 1) is None
 
     def cost(tracer: Tracer) -> CacheCost:
-        return cache_cost(tracer, rows=1, prefill_step_size=prefill_step_size)
+        found = cache_cost(tracer, rows=1, prefill_step_size=prefill_step_size)
+        return _without_copies(found) if alone else found
 
     tracer = new_tracer()
     try:
@@ -54,8 +57,10 @@ def measure_cache(model: Any, prefill_step_size: int) -> CacheCost:
                 states = [fewer.fixed_bytes, more.fixed_bytes]
                 return attrs.evolve(more, fixed_bytes=size_at(prefill_step_size, states))
             tracer.step(1, prefill_step_size)
+            if any(_is_unknown(part) for cache in tracer.caches for part in parts(cache)):
+                return _grown_cost(tracer, prefill_step_size)
     except Unrecordable as error:
-        tracer = guess_from(tracer, shared_caches(model, 1), error)
+        tracer = guess_from(tracer, row_caches(model, 1), error)
         tracer.grow(prefill_step_size)
     return cost(tracer)
 
@@ -107,20 +112,21 @@ def guess_from(
     return tracer
 
 
-def shared_caches(model: Any, rows: int) -> list[Any]:
-    """Empty caches of a batch of `rows`, as mlx-lm's batch generator makes them.
+def row_caches(model: Any, rows: int) -> list[Any]:
+    """Empty caches of `rows` rows that step together, as mlx-lm makes them.
 
-    Raises:
-        ModelLoadError: the model's cache cannot be shared by a batch.
+    Those of a batch; where the model's cannot be shared, those of a row alone, which take as many
+    rows as they are given.
     """
+    return merged_caches(model, rows) or import_mlx_lm("models.cache").make_prompt_cache(model)
+
+
+def merged_caches(model: Any, rows: int) -> list[Any] | None:
+    """Empty caches of a batch of `rows`, or None where the model's cannot be merged."""
     caches = import_mlx_lm("models.cache").make_prompt_cache(model)
-    try:
-        return [cache.merge([cache] * rows) for cache in caches]
-    except AttributeError as error:
-        raise ModelLoadError(
-            f"the model's cache ({type(caches[0]).__name__}) cannot be shared by several jobs, "
-            "which is not supported yet: load another model"
-        ) from error
+    if not all(hasattr(cache, "merge") for cache in caches):
+        return None
+    return [cache.merge([cache] * rows) for cache in caches]
 
 
 def cache_cost(tracer: Tracer, *, rows: int, prefill_step_size: int) -> CacheCost:
@@ -128,7 +134,11 @@ def cache_cost(tracer: Tracer, *, rows: int, prefill_step_size: int) -> CacheCos
     steps, states = [0], [0]
     windows: dict[int, list[int]] = {}
     for part in (part for cache in tracer.caches for part in parts(cache)):
-        if _has_keys(part) and not is_rotating(part):
+        if type(part).__name__ == "ChunkedKVCache":
+            # It is cut to a chunk before a step, and grows from there; the cut keeps it all alive.
+            most = part.chunk_size + bucket_tokens(prefill_step_size) + STEP_TOKENS
+            windows.setdefault(most, []).append(_token_bytes(part, rows))
+        elif _has_keys(part) and not is_rotating(part):
             steps.append(_token_bytes(part, rows) * STEP_TOKENS)
         elif is_rotating(part):
             # While a prompt is read it keeps a window for the first token of the chunk, too.
@@ -145,6 +155,39 @@ def cache_cost(tracer: Tracer, *, rows: int, prefill_step_size: int) -> CacheCos
             for most, sizes in windows.items()
         ),
     )
+
+
+def _grown_cost(tracer: Tracer, prefill_step_size: int) -> CacheCost:
+    """The cost of one row whose caches nobody knows, from how they grow.
+
+    They may keep a window and something of each token beyond it, so that the line through two
+    lengths lies above what shorter and longer rows take.
+    """
+    sizes = []
+    chunk = max(STEP_TOKENS, prefill_step_size)
+    read = prefill_step_size
+    for length in (chunk, 2 * chunk):
+        while read < length:
+            tracer.step(1, prefill_step_size)
+            read += prefill_step_size
+        sizes.append(tracer.cache_bytes)
+    growth = max(0, sizes[1] - sizes[0])
+    return CacheCost(
+        fixed_bytes=max(0, sizes[1] - 2 * growth) + LOGITS_BYTES * tracer.vocabulary,
+        step_bytes=-(-growth * STEP_TOKENS // chunk),
+        copy_bytes=0,
+    )
+
+
+def _without_copies(cost: CacheCost) -> CacheCost:
+    """Nothing joins or leaves a row that runs alone."""
+    windows = tuple(attrs.evolve(window, copy_bytes=0) for window in cost.windows)
+    return attrs.evolve(cost, copy_bytes=0, windows=windows)
+
+
+def _is_unknown(part: Any) -> bool:
+    """Whether it is of a model's own kind, of which nobody knows how it grows."""
+    return not _has_keys(part) and type(part).__name__ != "ArraysCache"
 
 
 def _has_keys(part: Any) -> bool:
@@ -168,17 +211,18 @@ def step_workspace(model: Any, *, prefill_step_size: int, rows: int, context: in
     """What the largest step holds for a moment beside weights and caches, in bytes.
 
     That is the last step of a prompt that fills the context, or a decode step of `rows` rows that
-    all fill it. Where attention is not fused (the CPU) it grows with the context: a score for each
-    pair of token and head.
+    all fill it (of one, where each runs alone). Where attention is not fused (the CPU) it grows
+    with the context: a score for each pair of token and head.
 
     Raises:
         Unrecordable: only running it would tell.
-        ModelLoadError: the model's cache cannot be shared by a batch, or something went wrong.
+        ModelLoadError: something went wrong.
     """
+    rows = 1 if merged_caches(model, 1) is None else rows
     step = min(prefill_step_size, context)
 
     def new_tracer(rows: int = 1) -> Tracer:
-        return Tracer(model, shared_caches(model, rows), device())
+        return Tracer(model, row_caches(model, rows), device())
 
     def prefill(tracer: Tracer, tokens: int) -> int:
         return workspace_at_end(tracer, rows=1, tokens=tokens, context=context)

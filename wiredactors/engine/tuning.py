@@ -18,6 +18,7 @@ import attrs
 
 from wiredactors.engine.cache import arrays_of, is_rotating, parts
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
+from wiredactors.engine.kept import check_kinds, quantize_unseen
 from wiredactors.engine.probe import Probe, TuneError, open_probe
 from wiredactors.engine.prompts import encode_prompt
 from wiredactors.engine.sizing import LOGITS_BYTES, measure_cache
@@ -161,12 +162,7 @@ def chunks(prompt: list[int], size: int) -> Iterator[list[int]]:
 
 def settle_cache(cache: list[Any], parameters: TuneParameters, *others: Any) -> None:
     """What follows the model's call in each step: quantize, and make the cache real."""
-    import_mlx_lm("generate").maybe_quantize_kv_cache(
-        cache,
-        quantized_kv_start=0,
-        kv_group_size=parameters.kv_group_size,
-        kv_bits=parameters.kv_bits,
-    )
+    quantize_unseen(cache, parameters)
     import_mlx().eval(*others, [part.state for part in cache])
 
 
@@ -178,37 +174,13 @@ def cache_maker(
     Raises:
         ValueError: `kv_bits` or `max_kv_size` does not go with it.
     """
-    if parameters.max_kv_size is not None and hasattr(model, "make_cache"):
-        raise ValueError(
-            f"max_kv_size={parameters.max_kv_size} would have no effect: {type(model).__module__} "
-            "makes its own cache. Leave it out"
-        )
 
     def make() -> list[Any]:
         cache: list[Any] = models_cache.make_prompt_cache(model, parameters.max_kv_size)
         return cache
 
-    if parameters.kv_bits is not None:
-        _check_quantizable(make(), parameters.kv_bits)
+    check_kinds(model, parameters, make)
     return make
-
-
-def _check_quantizable(cache: list[Any], kv_bits: int) -> None:
-    kinds = {type(part).__name__ for part in cache}
-    refusing: set[str] = set()
-    for part in cache:
-        try:
-            part.to_quantized(bits=kv_bits)
-        except NotImplementedError:
-            refusing.add(type(part).__name__)
-        except AttributeError:  # mlx-lm leaves these as they are
-            kinds.discard(type(part).__name__)
-    if refusing or not kinds:
-        raise ValueError(
-            f"kv_bits={kv_bits}: mlx-lm cannot quantize this model's cache "
-            f"({', '.join(sorted(refusing or {type(part).__name__ for part in cache}))}). "
-            "Leave kv_bits out"
-        )
 
 
 def derive_cost(cache: list[Any], parameters: TuneParameters, words: int) -> CacheCost:
