@@ -394,7 +394,8 @@ async def test_each_step_and_load_is_reported(autojump_clock: MockClock) -> None
             await read_all(job)
     assert [(report.what, report.rows) for report in reports] == [
         ("load", 0),
-        *[("step", rows) for rows in (0, 1, 1, 1)],
+        ("prefill", 0),
+        *[("step", 1)] * 3,
     ]
     assert [report.granted_bytes // M for report in reports] == [110, 120, 120, 120, 120]
     assert all(report.peak_bytes <= report.granted_bytes for report in reports)

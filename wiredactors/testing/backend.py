@@ -198,14 +198,15 @@ class RecordingBackend:
 
 
 class QuietBackend:
-    """A backend that is written at an engine's quiet points: `ask` has it written soon."""
+    """A backend that is written at an engine's quiet points; it asks for one by `wake`."""
 
     total_memory_bytes: Callable[[], int]
     memory_reading: Callable[[], MemoryReading | None]
 
-    def __init__(self, backend: LimitBackend, ask: Callable[[int, Done], None]):
+    def __init__(self, backend: LimitBackend, wake: Callable[[], object]):
         self._backend = backend
-        self.write_wired_limit = ask
+        self._wake = wake
+        self._writes: list[tuple[int, Done]] = []
         # What a backend may have besides is here only if the one inside has it.
         for name in ("total_memory_bytes", "memory_reading"):
             if hasattr(backend, name):
@@ -220,3 +221,19 @@ class QuietBackend:
 
     def set_wired_limit(self, limit: int) -> int | None:
         return self._backend.set_wired_limit(limit)
+
+    def write_wired_limit(self, limit: int, done: Done) -> None:
+        self._writes.append((limit, done))
+        self._wake()
+
+    def write_now(self) -> bool:
+        """At a quiet point: whether there was something to write."""
+        writes, self._writes = self._writes, []
+        for limit, done in writes:
+            try:
+                previous = self._backend.set_wired_limit(limit)
+            except Exception as error:
+                done(None, error)
+            else:
+                done(previous, None)
+        return bool(writes)

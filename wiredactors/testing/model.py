@@ -6,10 +6,16 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, grown_tokens
+from wiredactors.memory.cache_cost import (
+    STEP_TOKENS,
+    CacheCost,
+    WindowCost,
+    bucket_tokens,
+    grown_tokens,
+)
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.units import KIB, MIB
-from wiredactors.scheduling.requests import Prompt
+from wiredactors.scheduling.requests import CacheOptions, Prompt
 
 _LETTERS = 26
 
@@ -65,15 +71,30 @@ class ModelledModel:
 
     @property
     def cache_cost(self) -> CacheCost:
-        return CacheCost(
-            fixed_bytes=0,
-            step_bytes=STEP_TOKENS * self.kv_bytes_per_token,
-            copy_bytes=0,
-        )
+        return self.row_cost(CacheOptions())
 
-    def cache_bytes(self, steps: int) -> int:
-        """What a row's cache of so many steps of 256 tokens really takes."""
-        return steps * self.cache_cost.step_bytes + self.unpredicted_bytes if steps else 0
+    def row_cost(self, options: CacheOptions) -> CacheCost:
+        """What a row is charged whose cache is kept so."""
+        token_bytes = self._token_bytes(options)
+        if options.max_kv_size is None:
+            step_bytes = STEP_TOKENS * token_bytes
+            return CacheCost(fixed_bytes=0, step_bytes=step_bytes, copy_bytes=0)
+        window = WindowCost(most_tokens=options.max_kv_size, token_bytes=token_bytes, copy_bytes=0)
+        return CacheCost(fixed_bytes=0, step_bytes=0, copy_bytes=0, windows=(window,))
+
+    def cache_bytes(self, tokens: int, options: CacheOptions) -> int:
+        """What the cache of a row of so many tokens really takes."""
+        if not tokens:
+            return 0
+        room = bucket_tokens(tokens)
+        if options.max_kv_size is not None:
+            room = min(room, options.max_kv_size)
+        return room * self._token_bytes(options) + self.unpredicted_bytes
+
+    def _token_bytes(self, options: CacheOptions) -> int:
+        """Quantized numbers take their bits, of 16; what they share is not modelled."""
+        bits = 16 if options.kv_bits is None else options.kv_bits
+        return -(-self.kv_bytes_per_token * bits // 16)
 
     def measured_steps(self, parameters: TuneParameters) -> Iterator[float]:
         """How long each step of a measurement takes."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import attrs
 
-from wiredactors.memory.cache_cost import STEP_TOKENS
 from wiredactors.scheduling.requests import RowOutput, RowRequest
 from wiredactors.testing.model import ModelledModel
 
@@ -31,17 +30,13 @@ class Row:
         return len(self.request.prompt) - self.prefilled
 
     @property
-    def decodes(self) -> bool:
-        return not self.unread
-
-    @property
-    def steps(self) -> int:
-        """Its cache, in whole steps."""
-        return -(-(self.prefilled + self.generated) // STEP_TOKENS)
+    def tokens(self) -> int:
+        """How long it is now."""
+        return self.prefilled + self.generated
 
     def cache_bytes(self, model: ModelledModel) -> int:
-        """What its cache really takes."""
-        return model.cache_bytes(self.steps)
+        """What a cache as long as it takes."""
+        return model.cache_bytes(self.tokens, self.request.cache)
 
     def step(self, model: ModelledModel) -> list[RowOutput]:
         """Its next token, or its end, or both."""
@@ -59,5 +54,4 @@ class Row:
             row_id=self.request.row_id,
             text=model.flushed_text,
             finish_reason=reason,
-            kv_bytes=self.cache_bytes(model),
         )
