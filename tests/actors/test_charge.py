@@ -17,6 +17,8 @@ from trio.testing import MockClock
 
 import wiredactors as wa
 from wiredactors.actors.broadcast import EventStream
+from wiredactors.memory.cache_cost import CacheCost
+from wiredactors.scheduling.requests import CacheOptions
 from wiredactors.testing import ModelledEngine, ModelledModel, RecordingBackend
 
 ROW = 10 * wa.MIB
@@ -229,3 +231,31 @@ async def test_a_job_that_was_made_before_is_charged_what_was_known_then(
                 pass
             assert model.correction == 1.25
             assert second.ticket.size == ROW
+
+
+async def test_a_row_is_charged_by_how_its_cache_is_kept(autojump_clock: MockClock) -> None:
+    house = House()
+    async with house.opened() as runtime:
+        model = await runtime.load("exact")
+        asked: list[CacheOptions] = []
+
+        def row_cost(options: CacheOptions) -> CacheCost:
+            asked.append(options)
+            if options.max_kv_size is not None:
+                raise ValueError("the model keeps its own cache")
+            share = 1 if options.kv_bits is None else 4
+            return CacheCost(fixed_bytes=0, step_bytes=ROW // share, copy_bytes=0)
+
+        model._ready.loaded.row_cost = row_cost  # type: ignore[method-assign]
+        quantized = {"kv_bits": 4, "kv_group_size": 32}
+        assert model.ticket_size(PROMPT, 2) == ROW
+        assert model.ticket_size(PROMPT, 2, **quantized) == ROW // 4
+        job = model.start_generation(PROMPT, 2, **quantized)
+        assert job.ticket.size == ROW // 4
+        assert asked == [CacheOptions(), *[CacheOptions(kv_bits=4, kv_group_size=32)] * 2]
+        with pytest.raises(ValueError, match="its own cache"):
+            model.ticket_size(PROMPT, 2, max_kv_size=512)
+        with pytest.raises(ValueError, match="its own cache"):
+            model.start_generation(PROMPT, 2, max_kv_size=512)
+        assert model.jobs == (job,)
+        await job.aclose()

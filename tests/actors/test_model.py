@@ -17,6 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import wiredactors as wa
 from wiredactors.actors.broadcast import EventStream
+from wiredactors.scheduling.requests import LoadPlan
 from wiredactors.testing import ModelledEngine, ModelledModel, RecordingBackend
 
 M = wa.MIB
@@ -229,10 +230,16 @@ async def test_every_option_of_a_load_reaches_the_engine(autojump_clock: MockClo
         "max_batch_size": 3,
         "weight": 2.5,
     }
+    load, plans = house.engine.load, []
+
+    async def noted(name: str, plan: LoadPlan, *more: Any) -> Any:
+        plans.append(plan)
+        return await load(name, plan, *more)
+
+    house.engine.load = noted  # type: ignore[method-assign]
     async with house.opened() as runtime:
         await runtime.load("small", margin=M, **options)
-        [plan] = house.engine._plans.values()
-        assert attrs.asdict(plan.options) == options | {"margin_bytes": M}
+        assert attrs.asdict(plans[0].options) == options | {"margin_bytes": M}
         with pytest.raises(ValueError, match="weight"):
             await runtime.load("small", "other", weight=0)
 

@@ -16,7 +16,7 @@ class Charge:
     """What one row is charged. Sizes are bytes.
 
     Attributes:
-        predicted_bytes: by the structure of its cache, for the longest that it can become.
+        predicted_bytes: by how its cache is kept, for the longest that it can become.
         size: the same with what finished jobs had taught when it was made.
     """
 
@@ -26,7 +26,7 @@ class Charge:
 
     @classmethod
     def of(cls, loaded: EngineModel, request: RowRequest) -> Charge:
-        predicted = loaded.cache_cost.row_bytes(request.total_tokens)
+        predicted = loaded.row_cost(request.cache).row_bytes(request.total_tokens)
         correction = loaded.correction
         return cls(
             predicted_bytes=predicted,

@@ -10,6 +10,7 @@ from wiredactors.memory.cache_cost import CacheCost
 from wiredactors.memory.correction import Correction
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.scheduling.requests import (
+    CacheOptions,
     LoadOptions,
     LoadPlan,
     Prompt,
@@ -65,10 +66,6 @@ class EngineModel(Protocol):
         """Tokens of prompt and answer together that it can hold."""
 
     @property
-    def cache_cost(self) -> CacheCost:
-        """What a row's cache takes."""
-
-    @property
     def correction(self) -> Correction:
         """What finished jobs have taught; the engine keeps it, the actors record into it."""
 
@@ -76,16 +73,24 @@ class EngineModel(Protocol):
         """Token ids of a prompt: text as the tokenizer's defaults have it, messages through the
         chat template."""
 
-    def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
-        """Put a row into the batch; `deliver` gets its outputs on the trio thread, in order.
+    def row_cost(self, options: CacheOptions) -> CacheCost:
+        """What a row takes whose cache is kept so.
 
-        Its cache has been let go when the last one comes.
+        Raises ValueError where the model makes caches of its own, which ignore the options.
+        """
+
+    def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
+        """Put a row into a batch; `deliver` gets its outputs on the trio thread, in order.
+
+        They are one for each of its tokens, at most `max_tokens`, and at most one for text that is
+        flushed and one that is only the last. Its cache has been let go when the last one comes.
         """
 
     async def remove(self, row_id: str) -> int:
         """Take a row out; returns when its cache has been let go. Not cancellable.
 
-        Returns its share of the batch's cache in bytes until then, 0 if it never decoded.
+        Returns its share of the batch's cache in bytes until then, 0 if it never decoded: the
+        batch's rows share it, padding too, in proportion to what they were charged.
         """
 
     async def recall(self, parameters: TuneParameters) -> WiredMemoryMeasurement | None:
