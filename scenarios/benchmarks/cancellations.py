@@ -52,7 +52,7 @@ def plans(count: int, prompts: int, tokens: int, pace: float, seed: int) -> list
         if kind < 0.05:
             made.append(Plan(2, None, delay=chance.random() * pace))
         elif kind < 0.5:  # it waits, or its prompt is read
-            made.append(Plan(model, prompt, delay=chance.random() * pace))
+            made.append(Plan(model, prompt, delay=chance.random() ** 3 * pace))
         else:
             made.append(Plan(model, prompt, after_tokens=chance.randrange(1, tokens)))
         if number % 4 == 3:

@@ -3,10 +3,10 @@
 The runtime stands behind a small HTTP door (_serving.py), so that the same clients drive both:
 they stream, and take the time to the first token from the request to its first piece of text. Each
 round runs the stock server, the runtime, and the stock server again, with prompts that no cache
-knows. The first figures are of one model, the second of two that are asked in turn, the third of
-memory: the peak of the process's resident set (on an NVIDIA GPU of its memory in use) while a fresh
-process takes the load, once for each, and then again with a cap on the runtime that half of the
-jobs fit in, which nothing gives the stock server.
+knows. The first figures are of one model, the second of two that are asked in turn for short
+answers, the third of memory: the peak of the process's resident set (on an NVIDIA GPU of its memory
+in use) while a fresh process takes the load, once for each, and then again with a cap on the
+runtime that half of the jobs fit in, which nothing gives the stock server.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +23,7 @@ from _serving import Answer, Memory, Server, runtime_server, stock_server, watch
 import wiredactors as wa
 
 TWO_MODELS_GOAL = 5.0
+INTERVAL = 0.002
 
 
 @attrs.frozen
@@ -40,36 +41,20 @@ class Load:
 
 
 async def at_once(
-    server: Server, model: str, prompts: Sequence[str], tokens: int
+    server: Server, requests: Sequence[tuple[str, str]], tokens: int
 ) -> tuple[float, list[Answer]]:
-    """Send all requests at once; tokens per second, and the answers."""
+    """Send all requests, model and prompt, one every other millisecond; tokens per second, and the
+    answers."""
     answers: list[Answer] = []
 
-    async def client(prompt: str) -> None:
+    async def client(number: int, model: str, prompt: str) -> None:
+        await trio.sleep(INTERVAL * number)  # in this order
         answers.append(await server.complete(model, prompt, tokens))
 
     began = trio.current_time()
     async with trio.open_nursery() as clients:
-        for prompt in prompts:
-            clients.start_soon(client, prompt)
-    seconds = trio.current_time() - began
-    assert all(one.tokens == tokens for one in answers)
-    return sum(one.tokens for one in answers) / seconds, answers
-
-
-async def in_turn(
-    server: Server, models: Sequence[str], prompts: Sequence[Sequence[str]], tokens: int
-) -> tuple[float, list[Answer]]:
-    """A client for each model; each sends its requests one after the other."""
-    answers: list[Answer] = []
-
-    async def client(model: str, texts: Sequence[str]) -> None:
-        answers.extend([await server.complete(model, text, tokens) for text in texts])
-
-    began = trio.current_time()
-    async with trio.open_nursery() as clients:
-        for model, texts in zip(models, prompts, strict=True):
-            clients.start_soon(client, model, texts)
+        for number, (model, prompt) in enumerate(requests):
+            clients.start_soon(client, number, model, prompt)
     seconds = trio.current_time() - began
     assert all(one.tokens == tokens for one in answers)
     return sum(one.tokens for one in answers) / seconds, answers
@@ -113,44 +98,49 @@ async def one_model(path: Path, rounds: int, clients: Sequence[int], load: Load)
         for count in clients:
 
             async def run(server: Server, count: int = count) -> Any:
-                prompts = [load.prompt() for _ in range(count)]
-                return await at_once(server, str(path), prompts, load.tokens)
+                requests = [(str(path), load.prompt()) for _ in range(count)]
+                return await at_once(server, requests, load.tokens)
 
             figures.append({"clients": count, **await paired(stock, runtime, rounds, run, 1.0)})
     return figures
 
 
 async def two_models(paths: Sequence[Path], rounds: int, requests: int, load: Load) -> Any:
-    """Two models asked in turn; the stock server loads anew at each switch."""
+    """Requests to two models in turn; the stock server loads anew at each switch."""
     names = [str(path) for path in paths]
 
     async def run(server: Server) -> Any:
-        prompts = [[load.prompt() for _ in range(requests)] for _ in names]
-        return await in_turn(server, names, prompts, load.tokens)
+        asked = [(name, load.prompt()) for _ in range(requests) for name in names]
+        return await at_once(server, asked, load.tokens)
 
     async with stock_server(paths[0]) as stock, runtime_server(paths) as runtime:
         figures = await paired(stock, runtime, rounds, run, TWO_MODELS_GOAL)
-    return {"models": [path.name for path in paths], "requests_of_each": requests, **figures}
+    return {
+        "models": [path.name for path in paths],
+        "requests_of_each": requests,
+        "tokens": load.tokens,
+        **figures,
+    }
 
 
 async def memory(path: Path, rounds: int, clients: int, load: Load) -> Any:
     """Peaks of fresh processes under the same load, `rounds` times over in each process."""
     name = str(path)
-    texts = [[load.prompt() for _ in range(clients)] for _ in range(rounds)]
+    texts = [[(name, load.prompt()) for _ in range(clients)] for _ in range(rounds)]
 
     async def peak(server: Server) -> tuple[Memory, float]:
         await server.complete(name, load.prompt(), 2)  # whatever is made at first use
         rates = []
         async with watched(server) as seen:
-            for prompts in texts:
-                rate, _ = await at_once(server, name, prompts, load.tokens)
+            for requests in texts:
+                rate, _ = await at_once(server, requests, load.tokens)
                 rates.append(rate)
         return seen, median(rates)
 
     async with stock_server(path) as server:
         stock, stock_rate = await peak(server)
     async with runtime_server([path]) as server:
-        sizes = await server.sizes(name, texts[0][0], load.tokens)
+        sizes = await server.sizes(*texts[0][0], load.tokens)
         runtime, runtime_rate = await peak(server)
     cap = sizes.cap(clients // 2)
     async with runtime_server([path], cap) as server:
@@ -196,6 +186,7 @@ async def main(
     rounds: int,
     clients: Sequence[int],
     load: Load,
+    two_load: Load,
     requests: int,
     memory_load: Load,
     memory_clients: int,
@@ -203,7 +194,7 @@ async def main(
     """Run the cases and print the JSON object."""
     paths = [make_model(name, folder, seed=7), make_model(SMALLER[name], folder, seed=8)]
     alone = await one_model(paths[0], rounds, clients, load)
-    two = await two_models(paths, rounds, requests, load)
+    two = await two_models(paths, rounds, requests, two_load)
     peaks = await memory(paths[0], rounds, memory_clients, memory_load)
     speeds = [*alone, two]
     report(
@@ -227,19 +218,22 @@ if __name__ == "__main__":
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16])
     parser.add_argument("--prompt-tokens", type=int, help=for_size(16, 512))
     parser.add_argument("--tokens", type=int, help=for_size(32, 128))
-    parser.add_argument("--requests", type=int, default=3, help="of each of two models")
+    parser.add_argument("--requests", type=int, default=8, help="to each of two models")
+    parser.add_argument("--two-tokens", type=int, help=for_size(8, 32))
     parser.add_argument("--memory-clients", type=int, default=16)
     parser.add_argument("--memory-prompt-tokens", type=int, help=for_size(64, 512))
     parser.add_argument("--memory-tokens", type=int, help=for_size(32, 128))
     given = parser.parse_args()
     large = given.model in LARGE
+    prompt_tokens = given.prompt_tokens or (512 if large else 16)
     trio.run(
         main,
         given.model,
         given.folder,
         given.rounds,
         given.clients,
-        Load(given.prompt_tokens or (512 if large else 16), given.tokens or (128 if large else 32)),
+        Load(prompt_tokens, given.tokens or (128 if large else 32)),
+        Load(prompt_tokens, given.two_tokens or (32 if large else 8)),
         given.requests,
         Load(
             given.memory_prompt_tokens or (512 if large else 64),

@@ -150,7 +150,7 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, nargs="+", help=for_size([1, 4, 8, 16], [1, 8, 32]))
     parser.add_argument("--prompt-tokens", type=int, help=for_size(16, 512))
     parser.add_argument("--tokens", type=int, help=for_size(32, 128))
-    parser.add_argument("--smollm2-jobs", type=int, default=4, help="0 leaves SmolLM2 out")
+    parser.add_argument("--smollm2-jobs", type=int, default=2, help="0 leaves SmolLM2 out")
     given = parser.parse_args()
     large = given.model in LARGE
     trio.run(
