@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 import inspect
+import random
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import attrs
@@ -425,6 +426,62 @@ async def test_a_scope_round_the_reader_of_a_stream_does_what_it_says(
         assert scope.cancelled_caught
         assert trio.current_time() == pytest.approx(3)
         assert house.tickets == LIVE
+
+
+async def test_a_stream_that_is_dropped_and_not_closed_stops_its_job_too(
+    autojump_clock: MockClock,
+) -> None:
+    house = House()
+    async with house.opened() as model:
+        streams = [texts(model)]
+        await streams[0].__anext__()
+        with pytest.warns(ResourceWarning, match="was garbage collected"):
+            streams.clear()
+        await trio.sleep(1.5)  # the step is finished
+        assert (house.tickets, house.engine.rows) == (LIVE, frozenset())
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_jobs_that_are_left_in_any_way_at_any_time_leave_nothing(
+    seed: int, autojump_clock: MockClock, shuffle: Callable[[int], None]
+) -> None:
+    shuffle(seed)
+    chance = random.Random(seed)
+    house = House(rows=4, model=attrs.evolve(MODEL, answer_tokens=12))
+
+    async def use(model: wa.Model) -> None:
+        await trio.sleep(chance.uniform(0, 20))
+        job = model.start_generation(PROMPT, max_tokens=chance.randint(1, 20))
+        if chance.random() < 0.2:
+            house.engine.fail_row(job.id, after_tokens=chance.randint(0, 10))
+        with suppress(wa.GenerationError), trio.move_on_after(chance.uniform(0, 30)):
+            way = chance.choice(["wait", "read", "block", "close", "cancel", "leave"])
+            if way == "wait":
+                await job.wait()
+            elif way == "read":
+                async for _ in job:
+                    pass
+            elif way == "block":
+                async with job:
+                    await trio.sleep(chance.uniform(0, 20))
+            elif way == "close":
+                await trio.sleep(chance.uniform(0, 20))
+                await job.aclose()
+            elif way == "cancel":
+                await trio.sleep(chance.uniform(0, 20))
+                job.cancel()
+                assert (await job.wait()).finish_reason in ("cancelled", "stop", "length")
+        jobs.append(job)
+
+    jobs: list[wa.Job] = []
+    async with house.opened() as model:
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(use, model)
+        await house.runtime.unload("model")
+        assert house.tickets == []
+    assert len(jobs) == 20
+    assert all(job.result is not None for job in jobs)
 
 
 # -- slow readers
