@@ -207,6 +207,7 @@ async def test_jobs_that_are_started_in_one_turn_ask_for_memory_in_that_order(
             jobs = [model.start_generation(PROMPT, max_tokens=1) for _ in range(5)]
             await wait_all_tasks_blocked()
             waiters = house.runtime.manager.snapshot().waiters
+            assert model.jobs == tuple(jobs)
             assert [waiter.ticket_id for waiter in waiters] == [job.id for job in jobs[1:]]
             for job in jobs:
                 await job.wait()

@@ -53,8 +53,8 @@ class Model:
 
     @property
     def jobs(self) -> tuple[Job, ...]:
-        """The jobs under way, waiting ones too."""
-        return tuple(self._service.jobs)
+        """The jobs under way, waiting ones too, in the order in which they were started."""
+        return self._service.jobs
 
     # -- for people
 

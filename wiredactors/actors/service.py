@@ -59,9 +59,9 @@ class Service:
         return self._work
 
     @property
-    def jobs(self) -> frozenset[Job]:
+    def jobs(self) -> tuple[Job, ...]:
         """The jobs under way."""
-        return frozenset() if self._work is None else frozenset(self._work.jobs)
+        return () if self._work is None else tuple(self._work.jobs)
 
     def leave(self, *, cancel_jobs: bool) -> None:
         """Take no more jobs, and unload when those under way have ended, measurements too."""

@@ -29,7 +29,7 @@ class Work:
 
     Attributes:
         loaded: the model.
-        jobs: those under way, waiting ones too.
+        jobs: the keys are those under way, waiting ones too, in the order of their starts.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Work:
     ):
         """`stands_on` are the reservations of the model, which was loaded by `plan`;
         `new_id("job")` names a job; jobs run in the `nursery`."""
-        self.jobs: set[Job] = set()
+        self.jobs: dict[Job, None] = {}
         self._measurements: set[trio.CancelScope] = set()
         self._name = name
         self.loaded = loaded
@@ -99,7 +99,7 @@ class Work:
         else:
             ticket.require(self._stands_on)
         job = Job(self._name, self.loaded, request, ticket, charge, self._note)
-        self.jobs.add(job)
+        self.jobs[job] = None
         self._idle = trio.Event()
         self._started.append(job)
         self._nursery.start_soon(self._run_job)
@@ -113,7 +113,7 @@ class Work:
         try:
             await job.run()
         finally:
-            self.jobs.discard(job)
+            del self.jobs[job]
             self._see_if_idle()
 
     def _request(
