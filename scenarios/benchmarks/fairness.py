@@ -76,9 +76,9 @@ class Background:
 
 
 async def long_prompt(
-    model: wa.Model, watch: Watch, jobs: int, prompt_tokens: int, salt: int
+    model: wa.Model, watch: Watch, jobs: int, prompt_tokens: int, salt: int, delay: float
 ) -> dict[str, Any]:
-    """One round of the first part."""
+    """One round of the first part; the short prompt comes `delay` seconds after the long one."""
     background = Background()
     found: dict[str, Any] = {}
     async with trio.open_nursery() as nursery:
@@ -90,7 +90,7 @@ async def long_prompt(
         answered = trio.Event()
 
         async def ask_shortly() -> None:
-            await trio.sleep(0.2)
+            await trio.sleep(delay)
             asked = time.perf_counter()
             async with model.generate(prompt_of(8, 5000 + salt), max_tokens=2) as job:
                 short.extend([time.perf_counter() - asked async for _ in job])
@@ -103,7 +103,7 @@ async def long_prompt(
                 pass
         ended = time.perf_counter()
         await answered.wait()
-        found["short_came_first"] = short[0] + 0.2 < ended - began
+        found["short_came_first"] = short[0] + delay < ended - began
         later = time.perf_counter()
         await trio.sleep(1.0)
         last = time.perf_counter()
@@ -187,10 +187,12 @@ async def main(
     watch = Watch()
     async with wa.open_runtime(on_step=watch.take_step) as runtime:
         models = [await runtime.load(path, path.name) for path in paths]
-        await long_prompt(models[0], watch, jobs, min(prompt_tokens, 600), 9999)  # warms up
-        longs = [
-            await long_prompt(models[0], watch, jobs, prompt_tokens, salt) for salt in range(rounds)
-        ]
+        longs: list[dict[str, Any]] = []
+        last = await long_prompt(models[0], watch, jobs, min(prompt_tokens, 600), 9999, 0.0)
+        for salt in range(rounds):
+            delay = min(0.2, 0.3 * last["seconds"])
+            last = await long_prompt(models[0], watch, jobs, prompt_tokens, salt, delay)
+            longs.append(last)
         shared = [await saturated(models, watch, jobs, window) for _ in range(rounds)]
     first = told(longs)
     jain = median(one["jain"] for one in shared)

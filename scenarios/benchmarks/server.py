@@ -221,7 +221,7 @@ if __name__ == "__main__":
     parser.add_argument("--requests", type=int, default=8, help="to each of two models")
     parser.add_argument("--two-tokens", type=int, help=for_size(8, 32))
     parser.add_argument("--memory-clients", type=int, default=16)
-    parser.add_argument("--memory-prompt-tokens", type=int, help=for_size(64, 512))
+    parser.add_argument("--memory-prompt-tokens", type=int, help=for_size(32, 512))
     parser.add_argument("--memory-tokens", type=int, help=for_size(32, 128))
     given = parser.parse_args()
     large = given.model in LARGE
@@ -236,7 +236,7 @@ if __name__ == "__main__":
         Load(prompt_tokens, given.two_tokens or (32 if large else 8)),
         given.requests,
         Load(
-            given.memory_prompt_tokens or (512 if large else 64),
+            given.memory_prompt_tokens or (512 if large else 32),
             given.memory_tokens or (128 if large else 32),
         ),
         given.memory_clients,
