@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock
@@ -218,6 +219,46 @@ async def test_rows_alike_share_their_steps(autojump_clock: MockClock) -> None:
         assert rows.times("a") == rows.times("c") == pytest.approx(list(range(1, 11)))
         assert max(report.rows for report in engine.reports) == 3
         assert engine.rows == frozenset()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.8])
+async def test_while_a_long_prompt_is_read_rows_keep_their_share_and_short_ones_come_between(
+    share: float, autojump_clock: MockClock
+) -> None:
+    model = ModelledModel(
+        prefill_tokens_per_second=1000, step_seconds=0.01, load_seconds=0, context_length=10**6
+    )
+    rows = Rows()
+    async with opened(ModelledEngine({"m": model}, decode_share=share)) as engine:
+        loaded = await engine.load("m", await engine.plan("m", LoadOptions()), ignore)
+        loaded.submit(rows.request("a", prompt=10, max_tokens=10_000), rows.take)
+        await trio.sleep(1)
+        loaded.submit(rows.request("long", prompt=40 * 256, max_tokens=1), rows.take)
+        await trio.sleep(3)
+        loaded.submit(rows.request("short", prompt=10, max_tokens=1), rows.take)
+        await trio.sleep(100)
+    [end] = rows.times("long")
+    during = [time for time in rows.times("a") if 1 < time < end]
+    assert len(during) * model.step_seconds / (end - 1) == pytest.approx(share, abs=0.03)
+    # The rest of a chunk, its own, and a step of each of two batches.
+    assert rows.times("short")[0] - 4 <= 0.256 + 0.01 + 2 * 0.01 + 1e-9
+    prefills = [report for report in engine.reports if report.what == "prefill"]
+    assert [report.rows for report in prefills] == [0] * 42
+    assert max(report.seconds for report in prefills) == pytest.approx(0.256)
+
+
+async def test_models_share_the_device_by_weight(autojump_clock: MockClock) -> None:
+    slow = ModelledModel(step_seconds=0.5, load_seconds=0, context_length=10**6)
+    engine = ModelledEngine({"slow": slow, "quick": attrs.evolve(slow, step_seconds=0.01)})
+    rows = Rows()
+    async with opened(engine):
+        for name, weight in (("slow", 1.0), ("quick", 3.0)):
+            plan = await engine.plan(name, LoadOptions(weight=weight))
+            loaded = await engine.load(name, plan, ignore)
+            loaded.submit(rows.request(name, prompt=1, max_tokens=100_000), rows.take)
+        await trio.sleep(40)
+    assert len(rows.times("slow")) * 0.5 == pytest.approx(10, abs=1)
+    assert len(rows.times("quick")) * 0.01 == pytest.approx(30, abs=1)
 
 
 async def test_a_batch_takes_no_more_rows_than_the_model_was_loaded_for(
