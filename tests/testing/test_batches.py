@@ -21,7 +21,7 @@ from wiredactors.testing.batches import Batches
 from wiredactors.testing.model import ModelledModel
 from wiredactors.testing.rows import Row
 
-MODEL = ModelledModel(kv_bytes_per_token=KIB)
+MODEL = ModelledModel(kv_bytes_per_token=KIB, prefill_step_size=512)  # loaded for less
 STEP = 256 * KIB
 PLAIN = CacheOptions()
 
