@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from wiredactors.engine.prompts import encode_prompt
+from wiredactors.engine.row_costs import RowCosts
 from wiredactors.memory.cache_cost import CacheCost
 from wiredactors.memory.correction import Correction
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
-from wiredactors.scheduling.requests import Prompt, RowOutput, RowRequest
+from wiredactors.scheduling.requests import CacheOptions, Prompt, RowOutput, RowRequest
 
 
 class Server(Protocol):
@@ -47,17 +48,23 @@ class MlxModel:
         cache_cost: CacheCost,
         weight_bytes: int,
         correction: Correction,
+        row_costs: RowCosts | None = None,
     ):
+        """Without `row_costs` every row is charged `cache_cost`."""
         self._server = server
         self._name = name
         self._tokenizer = tokenizer
         self.context_length = context_length
         self.cache_cost = cache_cost
+        self._row_costs = row_costs
         self.weight_bytes = weight_bytes
         self.correction = correction
 
     def encode(self, prompt: Prompt) -> list[int]:
         return encode_prompt(self._tokenizer, prompt)
+
+    def row_cost(self, options: CacheOptions) -> CacheCost:
+        return self.cache_cost if self._row_costs is None else self._row_costs.of(options)
 
     def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
         self._server.submit(self._name, request, deliver)
