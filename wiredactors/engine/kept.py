@@ -52,12 +52,11 @@ def quantize(caches: list[Any], options: Kept) -> None:
     if options.kv_bits is None:
         return
     mx = import_mlx()
-    for place, cache in enumerate(caches):
-        if hasattr(cache, "to_quantized"):
-            caches[place] = cache.to_quantized(
+    for place in range(len(caches)):  # enumerate would hold on to the one that goes
+        if hasattr(caches[place], "to_quantized"):
+            caches[place] = caches[place].to_quantized(
                 group_size=options.kv_group_size, bits=options.kv_bits
             )
-            del cache
             mx.eval(arrays_of(caches[place]))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
+from wiredactors.engine.scores import Scores, Told, normalized
 from wiredactors.scheduling.requests import SamplingParameters
 
 #: Draws of a seed that are made up for at once.
@@ -27,7 +28,7 @@ class RowSampler:
     def __init__(self, parameters: SamplingParameters, prompt: Sequence[int]):
         self.parameters = parameters
         self._prompt = list(prompt)
-        self._processors = make_logits_processors(parameters)
+        self._processors = _logits_processors(parameters)
         # A bias asks for no tokens.
         self._reads_tokens = len(self._processors) > bool(parameters.logit_bias)
         self._highest_bias = max((token for token, _ in parameters.logit_bias), default=0)
@@ -139,7 +140,7 @@ class Choice:
     tokens: Any
     extras: list[Any]
     failed: dict[int, Exception]
-    _told: dict[int, _Told]
+    _told: dict[int, Told]
 
     def logprobs_of(self, row: int) -> tuple[float | None, tuple[tuple[int, float], ...]]:
         """The token's log-probability and the likeliest tokens, likeliest first.
@@ -184,27 +185,27 @@ class Chooser:
         ]
         for alike in self._alike:
             for rows, part in scores.parts(alike):
-                pieces += self._drawn(rows, _normalized(self._mx, part))
+                pieces += self._drawn(rows, normalized(self._mx, part))
         for row in self._own:
             [(rows, part)] = scores.parts((row,))
             if row in failed:
                 continue
             try:
-                token = self._rows[row].sample(_normalized(self._mx, part))
+                token = self._rows[row].sample(normalized(self._mx, part))
             except Exception as error:
                 failed[row] = error
             else:
                 pieces.append((rows, token))
         tokens = self._together(pieces, failed)
-        told: dict[int, _Told] = {}
+        told: dict[int, Told] = {}
         for rows, part in scores.parts(tuple(row for row in self._telling if row not in failed)):
             one = self._tell(rows, part, tokens)
             extras += one.arrays
             told.update(dict.fromkeys(rows, one))
         return Choice(tokens, extras, failed, told)
 
-    def _processed(self, logits: Any, inputs: Any) -> tuple[_Scores, list[Any], dict[int, Any]]:
-        scores = _Scores(self._mx, logits, self._index)
+    def _processed(self, logits: Any, inputs: Any) -> tuple[Scores, list[Any], dict[int, Any]]:
+        scores = Scores(self._mx, logits, self._index)
         extras: list[Any] = []
         failed: dict[int, Exception] = {}
         for row in self._processing:
@@ -254,17 +255,17 @@ class Chooser:
             tokens = mx.where(mx.array([row in failed for row in self._all]), 0, tokens)
         return tokens
 
-    def _tell(self, rows: tuple[int, ...], scores: Any, tokens: Any) -> _Told:
+    def _tell(self, rows: tuple[int, ...], scores: Any, tokens: Any) -> Told:
         mx = self._mx
-        logprobs = _normalized(mx, scores)
+        logprobs = normalized(mx, scores)
         chosen = tokens if rows == self._all else tokens[self._index(rows)]
         logprob = mx.take_along_axis(logprobs, chosen[:, None], axis=-1)[:, 0]
         counts = {row: self._rows[row].parameters.top_logprobs for row in rows}
         count = min(max(counts.values()), logprobs.shape[-1])
         if not count:
-            return _Told(rows, counts, [logprob])
+            return Told(rows, counts, [logprob])
         top = mx.argpartition(-logprobs, kth=count - 1, axis=-1)[:, :count]
-        return _Told(rows, counts, [logprob, top, mx.take_along_axis(logprobs, top, axis=-1)])
+        return Told(rows, counts, [logprob, top, mx.take_along_axis(logprobs, top, axis=-1)])
 
     def _index(self, places: tuple[int, ...]) -> Any:
         if places not in self._indices:
@@ -272,52 +273,7 @@ class Chooser:
         return self._indices[places]
 
 
-@attrs.define
-class _Scores:
-    """The scores of a step's rows; `own` are those that a row's processors returned."""
-
-    _mx: Any
-    _logits: Any
-    _index: Callable[[tuple[int, ...]], Any]
-    own: dict[int, Any] = attrs.field(factory=dict)
-
-    def parts(self, rows: tuple[int, ...]) -> list[tuple[tuple[int, ...], Any]]:
-        """The scores of some rows, those of one type together, so that none changes another's."""
-        if not rows:
-            return []
-        if not any(row in self.own for row in rows):
-            everyone = len(rows) == self._logits.shape[0]
-            return [(rows, self._logits if everyone else self._logits[self._index(rows)])]
-        by_type: dict[Any, list[tuple[int, Any]]] = {}
-        for row in rows:
-            scores = self.own.get(row)
-            if scores is None:
-                scores = self._logits[row : row + 1]
-            by_type.setdefault(scores.dtype, []).append((row, scores))
-        return [
-            (tuple(row for row, _ in part), self._mx.concatenate([scores for _, scores in part]))
-            for part in by_type.values()
-        ]
-
-
-@attrs.define
-class _Told:
-    """The log-probabilities of some rows: arrays, read when the first of them is asked for."""
-
-    _rows: tuple[int, ...]
-    _counts: dict[int, int]
-    arrays: list[Any]
-    _values: list[Any] | None = None
-
-    def of(self, row: int) -> tuple[float, tuple[tuple[int, float], ...]]:
-        if self._values is None:
-            self._values = [array.tolist() for array in self.arrays]
-        logprob, *top = (values[self._rows.index(row)] for values in self._values)
-        pairs = sorted(zip(*top, strict=True), key=lambda pair: (-pair[1], pair[0]))
-        return logprob, tuple(pairs[: self._counts[row]])
-
-
-def make_logits_processors(parameters: SamplingParameters) -> list[Callable[[Any, Any], Any]]:
+def _logits_processors(parameters: SamplingParameters) -> list[Callable[[Any, Any], Any]]:
     """mlx-lm's processors that the parameters ask for, then the user's own."""
     penalty = parameters.repetition_penalty
     if not parameters.logit_bias and penalty in (0, 1):
@@ -334,21 +290,7 @@ def _truncation(parameters: SamplingParameters) -> tuple[float, ...]:
     return (parameters.temperature, parameters.top_p, parameters.top_k, parameters.min_p)
 
 
-def _normalized(mx: Any, logits: Any) -> Any:
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-
-
 def _described(value: Any) -> str:
     shape = getattr(value, "shape", None)
     kind = type(value).__name__
     return kind if shape is None else f"{kind} of {value.dtype} and shape {tuple(shape)}"
-
-
-def make_sampler(parameters: SamplingParameters) -> Callable[[Any], Any] | None:
-    """One row's sampler for log-probabilities [1, vocabulary]; None is greedy."""
-    choosing = attrs.evolve(
-        parameters, logit_bias=(), repetition_penalty=0, logits_processors=(), logprobs=False
-    )
-    row = RowSampler(attrs.evolve(choosing, top_logprobs=0), ())
-    chooser = Chooser([row])
-    return None if row.greedy else lambda logprobs: chooser(logprobs, None).tokens
