@@ -92,7 +92,7 @@ format: setup ## Format the code and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix-only
 	@$(BIN)/ruff format --quiet
 
-bench: setup ## Run scenarios/benchmarks/*.py, one JSON file each in out/bench/
+bench: setup ## Run scenarios/benchmarks/*.py, one JSON file each in out/bench/ (20 to 30 minutes)
 	@mkdir -p out/bench
 	@set -e; for file in scenarios/benchmarks/*.py; do \
 		name=$$(basename $$file .py); \

@@ -21,7 +21,7 @@ import wiredactors as wa
 
 LOOPS = {"generate_step": one_after_another, "batch_generator": batched}
 #: A loop that reaches less than this of the other one is left out.
-HOPELESS = 0.7
+HOPELESS = 0.5
 #: What the runtime shall reach of the better bare loop, by jobs; on CUDA other figures.
 GOALS = {1: 0.97, 4: 1.0, 8: 1.0, 16: 0.97}
 CUDA_GOALS = {1: 0.98, 8: 1.3, 32: 1.0}
@@ -36,12 +36,17 @@ def on_cuda() -> bool:
 
 
 def worth_running(bare: Bare, prompts: Sequence[str], tokens: int) -> dict[str, float]:
-    """Tokens per second of each loop, warm; only of those that may turn out to be the best."""
-    rates = {}
-    for name, loop in LOOPS.items():
-        few = prompts[:2] if loop is one_after_another else prompts
-        loop(bare, few, tokens)  # whatever is compiled at first use
-        rates[name] = loop(bare, few, tokens)
+    """Tokens per second of each loop, warm; only of those that may turn out to be the better.
+
+    The best of two runs in turn: the first one compiles what has to be, and a moment in which the
+    machine was busy with something else must not decide.
+    """
+    rates = dict.fromkeys(LOOPS, 0.0)
+    for number in range(3):
+        for name, loop in LOOPS.items():
+            few = prompts[:2] if loop is one_after_another else prompts
+            rate = loop(bare, few, tokens)
+            rates[name] = max(rates[name], rate) if number else 0.0
     return {name: rate for name, rate in rates.items() if rate >= HOPELESS * max(rates.values())}
 
 
@@ -160,7 +165,7 @@ if __name__ == "__main__":
     parser = options(__doc__, "small")
     parser.add_argument("--jobs", type=int, nargs="+", help=for_size([1, 4, 8, 16], [1, 8, 32]))
     parser.add_argument("--prompt-tokens", type=int, help=for_size(16, 512))
-    parser.add_argument("--tokens", type=int, help=for_size(32, 128))
+    parser.add_argument("--tokens", type=int, help=for_size(24, 128))
     parser.add_argument("--smollm2-jobs", type=int, default=2, help="0 leaves SmolLM2 out")
     given = parser.parse_args()
     large = given.model in LARGE
@@ -171,6 +176,6 @@ if __name__ == "__main__":
         given.rounds,
         given.jobs or ([1, 8, 32] if large else [1, 4, 8, 16]),
         given.prompt_tokens or (512 if large else 16),
-        given.tokens or (128 if large else 32),
+        given.tokens or (128 if large else 24),
         given.smollm2_jobs,
     )
