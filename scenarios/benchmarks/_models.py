@@ -48,13 +48,15 @@ class Shape:
         }
 
 
-#: "tiny", whose cache is wide for its size, is for tests; "slim" and "small" are for CPUs, "1b"
-#: and "8b" for GPUs.
+#: "tiny", whose cache is wide for its size, is for tests; "slim", "small" and "wordy", which has as
+#: many words as SmolLM2, are for CPUs, "1b" and "8b" for GPUs.
 SHAPES = {
     "tiny": Shape(hidden=64, layers=4, inner=128, heads=4, kv_heads=4,
                   vocabulary=512, dtype="float32"),
     "slim": Shape(hidden=128, layers=4, inner=352, heads=2, kv_heads=2,
                   vocabulary=2048, dtype="float32"),
+    "wordy": Shape(hidden=128, layers=4, inner=352, heads=2, kv_heads=2,
+                   vocabulary=49152, dtype="float32"),
     "small": Shape(hidden=256, layers=8, inner=704, heads=4, kv_heads=4,
                    vocabulary=2048, dtype="float32"),
     "1b": Shape(hidden=2048, layers=16, inner=8192, heads=32, kv_heads=8,
@@ -67,7 +69,14 @@ SHAPES = {
 LARGE = ("1b", "8b")
 
 #: Which one of the two that a benchmark serves is the smaller.
-SMALLER = {"tiny": "tiny", "slim": "tiny", "small": "slim", "1b": "small", "8b": "1b"}
+SMALLER = {
+    "tiny": "tiny",
+    "slim": "tiny",
+    "small": "slim",
+    "wordy": "slim",
+    "1b": "small",
+    "8b": "1b",
+}
 
 LAYERS_IN_A_SHARD = 4
 _LETTERS = "~^`|{}@#$%&*?!"
