@@ -9,19 +9,17 @@ import attrs
 
 from wiredactors.engine.devices import device
 from wiredactors.engine.graph import Unrecordable
-from wiredactors.engine.kept import check_cache_options, make_caches, quantize_unseen
-from wiredactors.engine.sizing import measure_cache, thinking_through, workspace_at_end
+from wiredactors.engine.kept import check_cache_options, make_caches
+from wiredactors.engine.sizing import measure_cache, thinking_through
 from wiredactors.engine.tracing import Tracer
-from wiredactors.engine.unrolled import has_states
 from wiredactors.memory.cache_cost import STEP_TOKENS, CacheCost, WindowCost, bucket_tokens
-from wiredactors.memory.errors import ModelLoadError
 from wiredactors.scheduling.requests import CacheOptions
 
 #: A chunk is quantized a layer at a time; so many are alive at once as they were.
 _LAYERS_AT_ONCE = 2
 
-#: Of a model with states no more tokens than these are thought through at once.
-_FEW_TOKENS = 32
+#: Attention over a quantized cache is never fused: scores, and their softmax.
+_SCORES_AT_ONCE = 2
 
 
 @attrs.frozen(kw_only=True)
@@ -55,8 +53,7 @@ class RowCosts:
         bounded: of a cache of `max_kv_size` tokens, with what each token takes, or the model's
             module where it makes its own caches.
         unquantizable: why there can be no quantized cache, if so.
-        wider: what a step over a quantized cache takes beyond one over a plain one, in bytes: for
-            each 256 tokens of the cache.
+        query_heads: of each token so many heads look at the cache.
     """
 
     plain: CacheCost
@@ -64,7 +61,7 @@ class RowCosts:
     prefill_step_size: int
     bounded: CacheCost | str
     unquantizable: str | None
-    wider: int
+    query_heads: int
 
     def of(self, options: CacheOptions) -> CacheCost:
         """What a row takes whose cache is kept so.
@@ -108,11 +105,15 @@ class RowCosts:
         saved = sum(layer.token_bytes - layer.packed_bytes(bits, group) for layer in self.layers)
         largest = max(layer.token_bytes for layer in self.layers)
         first = bucket_tokens(self.prefill_step_size) * largest
+        # For a moment: one layer's cache anew and as it was, and the scores of a chunk.
+        copies = 2 * max(layer.packed_bytes(bits, group) for layer in self.layers)
+        numbers = _SCORES_AT_ONCE * self.query_heads * self.prefill_step_size
+        copies += numbers * max(layer.item_bytes for layer in self.layers)
         return attrs.evolve(
             plain,
             fixed_bytes=plain.fixed_bytes + _LAYERS_AT_ONCE * first,
             step_bytes=plain.step_bytes - STEP_TOKENS * saved,
-            copy_bytes=self.wider,
+            copy_bytes=STEP_TOKENS * copies,
             windows=tuple(attrs.evolve(window, copy_bytes=0) for window in plain.windows),
         )
 
@@ -127,23 +128,18 @@ def measure_rows(model: Any, prefill_step_size: int) -> RowCosts:
     layers: tuple[Layer, ...] | None = None
     with contextlib.suppress(Unrecordable):
         layers = _layers(model)
-    unquantizable, wider = None, 0
-    group = _largest_group(layers)
-    options = CacheOptions(kv_bits=8, kv_group_size=group)
+    unquantizable = None
     try:
-        check_cache_options(model, options)
+        check_cache_options(model, CacheOptions(kv_bits=8, kv_group_size=_largest_group(layers)))
     except ValueError as error:
         unquantizable = str(error).removeprefix("kv_bits=8: ")
-    else:
-        with contextlib.suppress(Unrecordable, ModelLoadError):
-            wider = _wider(model, options, prefill_step_size)
     return RowCosts(
         plain=plain,
         layers=layers,
         prefill_step_size=prefill_step_size,
         bounded=_bounded(model, plain, prefill_step_size),
         unquantizable=unquantizable,
-        wider=wider,
+        query_heads=_query_heads(model, layers),
     )
 
 
@@ -167,32 +163,15 @@ def _largest_group(layers: tuple[Layer, ...] | None) -> int:
     return next((group for group in (64, 32) if not any(width % group for width in widths)), 32)
 
 
-def _wider(model: Any, options: CacheOptions, prefill_step_size: int) -> int:
-    """By how much more a step grows with each 256 tokens of the cache, if that is quantized.
-
-    Attention over it is never fused: it makes a score for each pair of token and head.
-    """
-    states = has_states(make_caches(model, CacheOptions()))
-    tokens = min(prefill_step_size, _FEW_TOKENS) if states else prefill_step_size
-    lengths = [bucket_tokens(times * tokens) for times in (4, 12)]
-
-    def workspace(options: CacheOptions, length: int) -> int:
-        tracer = Tracer(
-            model,
-            make_caches(model, options),
-            device(),
-            lambda caches: quantize_unseen(caches, options),
-        )
-        tracer.step(1, tokens)
-        tracer.steps.clear()  # here all layers are quantized at once
-        return workspace_at_end(tracer, rows=1, tokens=tokens, context=length)
-
-    with thinking_through(model):
-        short, long = (
-            workspace(options, length) - workspace(CacheOptions(), length) for length in lengths
-        )
-    steps = (lengths[1] - lengths[0]) // STEP_TOKENS
-    return -(-max(0, long - short) // steps) * -(-prefill_step_size // tokens)
+def _query_heads(model: Any, layers: tuple[Layer, ...] | None) -> int:
+    """What the model's arguments call so; else a guess that is high."""
+    for owner in (model, getattr(model, "language_model", None)):
+        arguments = getattr(owner, "args", None)
+        for name in ("num_attention_heads", "n_heads", "n_head", "num_heads"):
+            heads = getattr(arguments, name, None)
+            if isinstance(heads, int) and heads > 0:
+                return heads
+    return 16 * max((max(layer.heads) for layer in layers or ()), default=1)
 
 
 def _bounded(model: Any, plain: CacheCost, prefill_step_size: int) -> CacheCost | str:
