@@ -484,11 +484,11 @@ class TestErrors:
 
         monkeypatch.setattr(Batch, "step", failing)
         prompts = ["abc", "abd", "something longer", "x"]
-        jobs: dict[str, Job] = {}
+        jobs: dict[str, tuple[str, Job]] = {}
 
         async def ask(model: Model, prompt: str) -> None:
             async with model.generate(prompt, 60, temperature=1.0, seed=3) as job:
-                jobs[job.id] = job
+                jobs[job.id] = prompt, job
                 if job.id == "job-2":
                     with pytest.raises(GenerationError, match="on fire"):
                         await job.wait()
@@ -504,11 +504,10 @@ class TestErrors:
                         nursery.start_soon(ask, model, prompt)
                 assert nothing_is_held(recorded)
                 assert active_bytes(recorded) - loaded < 64 * KIB, "the errors hold arrays"
-                results = {name: job.result for name, job in jobs.items()}
                 monkeypatch.undo()
-                for name, prompt in zip(sorted(jobs), prompts, strict=True):
+                for name, (prompt, job) in jobs.items():
                     alone = await complete(model, prompt, 60, temperature=1.0, seed=3)
-                    found = results[name]
+                    found = job.result
                     assert found is not None
                     if name == "job-2":
                         assert found.finish_reason == "error"

@@ -50,18 +50,21 @@ class Device:
         step = self.schedule.choose(self.works)
         assert step is not None
         work = self.works[step.model]
-        if step.prompt is None:
+        prompt = step.prompts[0] if step.prompts else None
+        if prompt is None:
             assert work.decodes
             seconds, tokens = work.step_seconds, 0
         else:
-            tokens = work.prompts[step.prompt]
-            read = min(tokens, work.chunk_tokens)
-            seconds = work.chunk_seconds * read / work.chunk_tokens
-            if tokens == read:
-                del work.prompts[step.prompt]
-            else:
-                work.prompts[step.prompt] -= read
-        done = Done(step.model, step.prompt, self.time, seconds, tokens)
+            tokens = work.prompts[prompt]
+            longest = min(max(work.prompts[each] for each in step.prompts), work.chunk_tokens)
+            assert len(step.prompts) == 1 or len(step.prompts) * longest <= work.chunk_tokens
+            seconds = work.chunk_seconds * len(step.prompts) * longest / work.chunk_tokens
+            for each in reversed(step.prompts):
+                if work.prompts[each] <= work.chunk_tokens:
+                    del work.prompts[each]
+                else:
+                    work.prompts[each] -= work.chunk_tokens
+        done = Done(step.model, prompt, self.time, seconds, tokens)
         self.done.append(done)
         self.time += seconds
         self.schedule.record(step, seconds, decodes=work.decodes)
@@ -317,26 +320,49 @@ def test_a_flood_of_short_prompts_starves_neither_rows_nor_a_long_prompt(
 ) -> None:
     work = Work(step_seconds=step_seconds, prompts=[20 * LONG, *shorts])
     device = Device({"m": work}, share)
-    had = read = 0.0
+    had = owed = 0.0
     passed = chunks = 0
     more = itertools.cycle(shorts)
     while chunks < 20:
+        waiting = len(work.prompts)
         done = device.step()
         if done.prompt is None:
             had += done.seconds
         else:
-            read += done.seconds
+            # What a burst takes is owed about once, and a long prompt's chunks in full.
+            owed += done.seconds * share / (1 - share) / (waiting - 1 if done.prompt else 1)
             passed = passed + 1 if done.prompt else 0
             chunks += not done.prompt
-            work.prompts.extend([next(more)] if done.prompt else [])
+            work.prompts.extend(next(more) for _ in range(waiting - len(work.prompts)))
         assert passed <= MOST_PASSES
         # at most a chunk of the long one and a short one have not been paid for
-        assert had >= (read - 2 * work.chunk_seconds) * share / (1 - share) - 1e-9
-        assert had <= read * share / (1 - share) + step_seconds + 1e-9
+        assert had >= owed - 2 * work.chunk_seconds * share / (1 - share) - 1e-9
+        assert had <= owed + step_seconds + 1e-9
+
+
+def test_short_prompts_share_a_chunk_as_far_as_their_rectangle_fits() -> None:
+    device = Device({"m": Work(decodes=False, prompts=[100, 200, 512, LONG, 1, 0, 50])})
+    steps = []
+    while device.works["m"].prompts:
+        step = device.schedule.choose(device.works)
+        assert step is not None
+        steps.append([device.works["m"].prompts[number] for number in step.prompts])
+        device.step()
+    assert steps[:3] == [[100, 200], [512], [1, 0, 50]]
+    assert steps[3:] == [[tokens] for tokens in range(LONG, 0, -512)]
+
+
+def test_a_burst_of_short_prompts_is_read_before_its_time_is_paid_back() -> None:
+    work = Work(step_seconds=0.05, prompts=[500] * 8)
+    device = Device({"m": work})
+    while work.prompts:
+        device.step()
+    read = 8 * work.chunk_seconds * 500 / 512
+    assert device.time < read * 1.5  # the harmonic sum of 1/8 to 1, and not twice as long
 
 
 def test_a_long_prompt_is_passed_by_so_many_short_ones_and_no_more() -> None:
-    device = Device({"m": Work(decodes=False, prompts=[LONG, *[10] * 10])})
+    device = Device({"m": Work(decodes=False, prompts=[LONG, *[500] * 10])})
     prompts = [device.step().prompt for _ in range(2 * MOST_PASSES + 2)]
     assert prompts == [*[1] * MOST_PASSES, 0] * 2
 
@@ -360,5 +386,5 @@ def test_what_is_owed_for_prompts_is_forgotten_with_the_rows() -> None:
 
 
 def test_a_step_is_told_as_a_value() -> None:
-    assert Schedule().choose({"m": Work()}) == Step("m", None)
-    assert Schedule().choose({"m": Work(prompts=[5])}) == Step("m", 0)
+    assert Schedule().choose({"m": Work()}) == Step("m", ())
+    assert Schedule().choose({"m": Work(prompts=[5])}) == Step("m", (0,))

@@ -47,7 +47,7 @@ def read_all(batches: Batches, *rows: Row) -> None:
     for each in rows:
         batches.add(each)
     while batches.prompts:
-        batches.read(0)
+        batches.read([0])
         batches.mend()
 
 
@@ -72,11 +72,11 @@ def test_a_row_shares_a_batch_when_its_prompt_has_been_read() -> None:
     read_all(batches, row("a", 100, 50))
     batches.add(row("b", 300, 50))
     assert (batches.decodes, batches.prompts) == (True, [300])
-    assert batches.read(0) == 256
+    assert batches.read([0]) == 256
     batches.mend()
     assert (names(batches), batches.prompts) == ([{"a"}], [44])
     assert batches.held_bytes == STEP + STEP
-    assert batches.read(0) == 44
+    assert batches.read([0]) == 44
     assert batches.held_bytes == STEP + 2 * STEP  # its own cache still
     batches.mend()
     assert (names(batches), batches.prompts) == ([{"a"}, {"b"}], [])  # "a" was not charged for both
@@ -151,7 +151,7 @@ def test_padding_is_shared_by_what_each_was_charged() -> None:
     assert batches.held_bytes == 2 * (2 * STEP + 7)
     assert batches.share(rich) == 4 * STEP * 4 // 6 + 7
     assert batches.share(long) == 4 * STEP * 2 // 6 + 7
-    batches.read(0)
+    batches.read([0])
     assert batches.share(reads) == 0
 
 
@@ -172,7 +172,7 @@ def test_caches_never_outgrow_what_rows_were_charged(seed: int, max_batch_size: 
         if waiting and chance.random() < 0.02:
             batches.add(waiting.pop())
         if batches.prompts and chance.random() < 0.1:
-            batches.read(chance.randrange(len(batches.prompts)))
+            batches.read([chance.randrange(len(batches.prompts))])
             batches.mend()
         elif batches.decodes:
             assert len(decode(batches)) <= max_batch_size

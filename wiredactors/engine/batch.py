@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from wiredactors.engine.cache import batched, make_room, settle, twin, unpadded
+from wiredactors.engine.cache import Settling, batched, make_room, twin, unpadded
 from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.kept import quantize
 from wiredactors.engine.prefill import Prefill
@@ -47,18 +47,26 @@ class Batch:
         rows: those that decode together.
     """
 
-    def __init__(self, model: Any, prefill: Prefill):
-        """A batch of one, whose prompt has been read."""
+    def __init__(self, model: Any, prefill: Prefill, spare_bytes: int = 0):
+        """The rows whose prompts have been read; their first tokens are on their way.
+
+        `spare_bytes` may be held for a moment when rows come and go.
+        """
         self._mx = import_mlx()
         self._model = model
-        self.rows = [prefill.row]
+        self._spare_bytes = spare_bytes
         self._caches = prefill.caches
-        self._choose = Chooser([prefill.row.sampler])
         self._flying: Choice | None = None  # what the device works on
-        self._landed: list[Sampled] = []  # it, when it has been read
-        self._launch(self._mx.array([prefill.last_token]))
-        if prefill.row.fed == 1:  # nothing had been read before
-            quantize(self._caches, prefill.row.request.cache)
+        self._landed: list[Sampled] = []  # what the device has worked out
+        self._hold(prefill.rows)
+        if len(self.rows) > 1:
+            settling = Settling(spare_bytes)
+            for layer, cache in enumerate(self._caches):
+                self._caches[layer] = _settle(cache, self.rows, settling)
+            settling.finish()
+        self._launch(self._mx.array(prefill.last_tokens))
+        if self.rows[0].fed == 1:  # nothing had been read before
+            quantize(self._caches, self.rows[0].request.cache)
 
     def step(self) -> list[Sampled]:
         """The next token of each row, in the order of `rows`."""
@@ -85,8 +93,7 @@ class Batch:
     def _launch(self, inputs: Any) -> None:
         """Let the device work on the tokens that follow `inputs`."""
         if self.is_full:
-            for cache in self._caches:
-                make_room(cache)
+            make_room(self._caches, self._spare_bytes)
         logits = self._model(inputs[:, None], cache=self._caches)[:, -1, :]
         choice = self._choose(logits, inputs)
         self._mx.async_eval(choice.tokens, choice.extras)
@@ -101,12 +108,14 @@ class Batch:
         self._land()
         other._land()
         rows = [*self.rows, *other.rows]
+        settling = Settling(self._spare_bytes)
         for layer, cache in enumerate(self._caches):
             cache, added = batched(cache), batched(other._caches[layer])
             self._caches[layer] = other._caches[layer] = None
             cache.extend(added)
             del added
-            self._caches[layer] = _settled(cache, rows)
+            self._caches[layer] = _settle(cache, rows, settling)
+        settling.finish()
         self._landed = [*self._landed, *other._landed]
         self._hold(rows)
         other._hold([])
@@ -117,6 +126,7 @@ class Batch:
         places = {row: place for place, row in enumerate(self.rows)}
         batches = [self._part([places[row] for row in group]) for group in groups]
         shared = len(self.rows) > 1
+        settling = Settling(self._spare_bytes)
         for layer, whole in enumerate(self._caches):
             self._caches[layer] = None
             whole = batched(whole) if shared else whole
@@ -124,15 +134,16 @@ class Batch:
                 cache = twin(whole)
                 if shared:
                     cache.filter([places[row] for row in group])
-                batch._caches.append(_settled(cache, group))
+                batch._caches.append(_settle(cache, group, settling))
             del cache, whole
+        settling.finish()
         self._hold([])
         return batches
 
     def _part(self, places: Sequence[int]) -> Batch:
         """A batch of some of the rows, without their caches."""
         part = Batch.__new__(Batch)
-        part._mx, part._model = self._mx, self._model
+        part._mx, part._model, part._spare_bytes = self._mx, self._model, self._spare_bytes
         part._caches = []
         part._landed = [self._landed[place] for place in places]
         part._hold([self.rows[place] for place in places])
@@ -145,7 +156,7 @@ class Batch:
         return int(self._mx.get_array_buffer_size(arrays))
 
     def _hold(self, rows: list[Row]) -> None:
-        """Its rows are others from here on."""
+        """Its rows are these from here on."""
         self.rows, self._flying = rows, None
         self._choose = Chooser([row.sampler for row in rows])
 
@@ -156,11 +167,11 @@ class Batch:
             self._flying = None
 
 
-def _settled(cache: Any, rows: Sequence[Row]) -> Any:
-    """A layer's cache for these rows, made real."""
+def _settle(cache: Any, rows: Sequence[Row], settling: Settling) -> Any:
+    """A layer's cache in the form for these rows."""
     if len({row.fed for row in rows}) == 1:
         cache = unpadded(cache, len(rows))
-    settle(cache)
+    settling.add(cache)
     return cache
 
 

@@ -71,37 +71,60 @@ def twin(cache: Any) -> Any:
     return copy.copy(cache)
 
 
-def settle(cache: Any) -> None:
-    """Make a layer's cache real, as short as its rows allow. After rows have joined or left.
+class Settling:
+    """Makes the caches of a batch real, as short as its rows allow. After rows joined or left.
 
     mlx-lm only notes down what is to be joined and cut. The next step would build the new cache
-    while the whole old one is alive, which is twice the batch and more; one array at a time it is
-    little more than the batch.
+    while the whole old one is alive, which is twice the batch and more. A layer at a time it is
+    little more than the batch; but each evaluation waits for the device, so as many layers are made
+    real at once as `spare_bytes` hold beside the batch.
     """
-    for part in parts(cache):
-        if is_plain(part):
-            _fit(part, 0, bucket_tokens(_length(part)))
-        elif is_rotating(part):
-            _shorten(part)
-        evaluate(part)
+
+    def __init__(self, spare_bytes: int):
+        self._mx = import_mlx()
+        self._spare_bytes = spare_bytes
+        self._arrays: list[Any] = []
+        self._bytes = 0
+
+    def add(self, cache: Any, room: int = 0) -> None:
+        """A layer's cache, which is made real now or with the next ones.
+
+        Keys and values have room for `room` more tokens.
+        """
+        arrays = []
+        for part in parts(cache):
+            if is_plain(part):
+                _fit(part, 0, bucket_tokens(_length(part) + room))
+            elif is_rotating(part):
+                _shorten(part)
+            arrays += arrays_of(part)
+        size = sum(int(array.nbytes) for array in arrays)
+        if self._bytes + size > self._spare_bytes:
+            self.finish()
+        self._arrays += arrays
+        self._bytes += size
+        if self._bytes > self._spare_bytes:  # more than there is: one after the other
+            for array in self._arrays:
+                self._mx.eval(array)
+            self._arrays, self._bytes = [], 0
+
+    def finish(self) -> None:
+        """Make real what is left."""
+        self._mx.eval(self._arrays)
+        self._arrays, self._bytes = [], 0
 
 
-def make_room(cache: Any) -> None:
-    """Let a layer's full cache of keys and values grow by a step, before the model does.
+def make_room(caches: list[Any], spare_bytes: int) -> None:
+    """Let full caches of keys and values grow by a step, before the model does.
 
     In a step of the model all layers would grow at once, each beside its old self.
     """
-    for part in parts(cache):
-        if is_plain(part) and part.keys is not None and _length(part) >= part.keys.shape[2]:
-            _fit(part, 0, bucket_tokens(_length(part) + 1))
-            evaluate(part)
-
-
-def evaluate(part: Any) -> None:
-    """Make its arrays real, one after the other."""
-    mx = import_mlx()
-    for array in arrays_of(part):
-        mx.eval(array)
+    settling = Settling(spare_bytes)
+    for cache in caches:
+        for part in parts(cache):
+            if is_plain(part) and part.keys is not None and _length(part) >= part.keys.shape[2]:
+                settling.add(part, room=1)
+    settling.finish()
 
 
 def _length(part: Any) -> int:

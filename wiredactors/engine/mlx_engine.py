@@ -176,7 +176,7 @@ class MlxEngine:
             correction=self._knowledge.remember(name, plan, self.device.post),
         )
         self._models[name] = loaded
-        self._serving[name] = Serving(loaded, model.row_cost)
+        self._serving[name] = Serving(loaded, model.row_cost, plan.workspace_bytes // 2)
         return model
 
     async def unload(self, name: str) -> None:
@@ -285,14 +285,14 @@ class MlxEngine:
             return False
         serving = self._serving[step.model]
         decodes = serving.decodes
-        what = "step" if step.prompt is None else "prefill"
-        if step.prompt is not None:
+        what = "prefill" if step.prompts else "step"
+        if step.prompts:
             # The workspace is held once: a chunk has the device to itself.
             for each in self._serving.values():
                 self._hand_over_later(each.wait())
         began = time.perf_counter()
         with self._reported(step.model, what) as report:
-            report.outputs = serving.step() if step.prompt is None else serving.read(step.prompt)
+            report.outputs = serving.read(step.prompts) if step.prompts else serving.step()
         self._schedule.record(step, time.perf_counter() - began, decodes=decodes)
         return True
 

@@ -1,50 +1,73 @@
-"""A prompt that is being read, chunk by chunk, into caches of its own."""
+"""Prompts that are being read, chunk by chunk, into caches of their own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from wiredactors.engine.imports import import_mlx
 from wiredactors.engine.kept import make_caches, quantize
 from wiredactors.engine.row import Row
+from wiredactors.scheduling.grouping import Member
 
 
 class Prefill:
-    """See the module. Everything happens on the device thread, in its generation stream.
+    """See the module: one prompt, or several short ones. On the device thread.
 
     The last token is left for the row's first step, which brings the first token of the answer: so
     no chunk needs the scores of its words.
 
     Attributes:
-        row: whose prompt it is, with the answer so far where it is read anew.
+        rows: whose prompts they are, with the answers so far where they are read anew.
         caches: mlx-lm's, a layer each.
     """
 
-    def __init__(self, model: Any, row: Row):
-        self.row = row
-        self.caches = make_caches(model, row.request.cache)
+    def __init__(self, model: Any, rows: Sequence[Row]):
+        self.rows = list(rows)
+        self.caches = make_caches(model, rows[0].request.cache)
+        if len(rows) > 1:
+            self.caches = [cache.merge([cache] * len(rows)) for cache in self.caches]
         self._model = model
-        self._tokens = row.tokens
+        self._tokens = [row.tokens for row in rows]
         self._read = 0
 
     @property
     def unread(self) -> int:
-        """Tokens that are left to read before the last one."""
-        return len(self._tokens) - 1 - self._read
+        """Tokens that are left to read of the longest prompt before its last one."""
+        return max(map(len, self._tokens)) - 1 - self._read
 
     @property
-    def last_token(self) -> int:
-        return self._tokens[-1]
+    def begun(self) -> bool:
+        return self._read > 0
+
+    @property
+    def last_tokens(self) -> list[int]:
+        return [tokens[-1] for tokens in self._tokens]
+
+    @property
+    def member(self) -> Member[Row]:
+        """The one row when its prompt has been read, for the planner."""
+        [row] = self.rows
+        return Member(row, len(row.tokens) - 1, row.request.total_tokens)
 
     def read(self, most: int) -> None:
-        """Read the next `most` tokens, or what is left."""
+        """Read the next `most` tokens, or what is left. Several prompts are read whole."""
         count = min(most, self.unread)
         if not count:
             return
         mx = import_mlx()
-        chunk = self._tokens[self._read : self._read + count]
-        self._model(mx.array([chunk]), cache=self.caches)
-        quantize(self.caches, self.row.request.cache)
+        chunks = [tokens[self._read : -1][:count] for tokens in self._tokens]
+        padding = [count - len(chunk) for chunk in chunks]
+        if any(padding):
+            for cache in self.caches:
+                cache.prepare(lengths=[len(chunk) for chunk in chunks], right_padding=padding)
+            chunks = [chunk + [0] * pad for chunk, pad in zip(chunks, padding, strict=True)]
+        self._model(mx.array(chunks), cache=self.caches)
+        quantize(self.caches, self.rows[0].request.cache)
         mx.eval([cache.state for cache in self.caches])
+        if any(padding):
+            for cache in self.caches:
+                cache.finalize()
         self._read += count
-        self.row.fed = self._read
+        for row, tokens in zip(self.rows, self._tokens, strict=True):
+            row.fed = min(self._read, len(tokens) - 1)

@@ -6,7 +6,7 @@ rows share a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import attrs
 
@@ -29,11 +29,18 @@ class Serving:
     It is what the schedule knows of a model: its `weight`, and what there is to do.
     """
 
-    def __init__(self, loaded: LoadedModel, row_cost: Callable[[CacheOptions], CacheCost]):
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        row_cost: Callable[[CacheOptions], CacheCost],
+        spare_bytes: int = 0,
+    ):
+        """`spare_bytes`: transient memory beside the rows' caches that is held for the steps."""
         self._mx = import_mlx()
         self._stream = import_mlx_lm("generate").generation_stream
         self._loaded = loaded
         self._row_cost = row_cost
+        self._spare_bytes = spare_bytes
         self._ends = frozenset(loaded.tokenizer.eos_token_ids)
         self._can_share = can_share(loaded.model)
         self._grouping = Grouping(row_cost(CacheOptions()), loaded.options.max_batch_size)
@@ -65,7 +72,7 @@ class Serving:
         """Add a row; its prompt is read by the next steps."""
         alone = not self._can_share or not request.cache.plain
         row = Row(request, self._loaded.tokenizer, alone=alone)
-        self._reading.append(Prefill(self._loaded.model, row))
+        self._reading.append(Prefill(self._loaded.model, [row]))
         self._rows[request.row_id] = row
 
     def remove(self, row_id: str) -> tuple[int, list[RowOutput]]:
@@ -75,7 +82,7 @@ class Serving:
         and what became of others by it.
         """
         row = self._rows.pop(row_id, None)
-        self._reading = [prefill for prefill in self._reading if prefill.row is not row]
+        self._reading = [prefill for prefill in self._reading if row not in prefill.rows]
         batch = next((batch for batch in self._batches if row in batch.rows), None)
         if row is None or batch is None:
             return 0, []
@@ -105,23 +112,24 @@ class Serving:
                 batch.wait()
             except Exception as error:
                 self._batches.remove(batch)
-                outputs += self._fail(batch, error)
+                outputs += self._fail(batch.rows, error)
         return outputs
 
-    def read(self, number: int) -> list[RowOutput]:
-        """Read a chunk of one of the prompts; at its end the row's first token is on its way."""
-        prefill = self._reading[number]
-        row = prefill.row
+    def read(self, numbers: Sequence[int]) -> list[RowOutput]:
+        """Read a chunk of these prompts; at a prompt's end its first token is on its way."""
+        chosen = self._packed([self._reading[number] for number in numbers])
+        rows = [row for prefill in chosen for row in prefill.rows]
+        self._reading = [prefill for prefill in self._reading if prefill not in chosen]
         try:
             with self._mx.stream(self._stream):
+                prefill = chosen[0] if len(chosen) == 1 else Prefill(self._loaded.model, rows)
                 prefill.read(self.chunk_tokens)
                 if prefill.unread:
+                    self._reading.insert(numbers[0], prefill)
                     return []
-                self._reading.remove(prefill)
-                batch = Batch(self._loaded.model, prefill)
+                batch = Batch(self._loaded.model, prefill, self._spare_bytes)
         except Exception as error:
-            self._reading = [each for each in self._reading if each is not prefill]
-            return [self._failed(row, error)]
+            return self._fail(rows, error)
         try:
             with self._mx.stream(self._stream):
                 self._batches.append(batch)
@@ -129,6 +137,18 @@ class Serving:
         except Exception as error:
             return self._recover(error)
         return []
+
+    def _packed(self, prefills: list[Prefill]) -> list[Prefill]:
+        """Those of the prompts that may be read together: the first, and others that fit it."""
+        if any(row.alone for row in prefills[0].rows) or prefills[0].begun:
+            return prefills[:1]
+        packed: list[Prefill] = []
+        for prefill in prefills:
+            free = not prefill.begun and not any(row.alone for row in prefill.rows)
+            members = [each.member for each in [*packed, prefill]] if free else []
+            if free and self._grouping.fits(members):
+                packed.append(prefill)
+        return packed
 
     def step(self) -> list[RowOutput]:
         """A step of the batch whose turn it is: a token for each of its rows.
@@ -143,7 +163,7 @@ class Serving:
             with self._mx.stream(self._stream):
                 self._step(batch, outputs)
         except Exception as error:
-            outputs += self._fail(batch, error)
+            outputs += self._fail(batch.rows, error)
         return outputs
 
     def _step(self, batch: Batch, outputs: list[RowOutput]) -> None:
@@ -193,11 +213,11 @@ class Serving:
         except Exception as error:
             return None, _failure(row, error)
 
-    def _fail(self, batch: Batch, error: Exception) -> list[RowOutput]:
-        """A step of this batch, which is in none of the lists, went wrong."""
+    def _fail(self, rows: Sequence[Row], error: Exception) -> list[RowOutput]:
+        """A step of these rows, which are in none of the lists, went wrong."""
         outputs = []
-        if len(batch.rows) == 1 and batch.rows[0].request.row_id in self._rows:
-            outputs.append(self._failed(batch.rows[0], error))
+        if len(rows) == 1 and rows[0].request.row_id in self._rows:
+            outputs.append(self._failed(rows[0], error))
         return outputs + self._recover(error)
 
     def _failed(self, row: Row, error: Exception) -> RowOutput:
@@ -208,13 +228,13 @@ class Serving:
         """Rows that are in no batch any more were in one that has failed: read them anew."""
         without_locals(error)
         there = {row for batch in self._batches for row in batch.rows}
-        there.update(prefill.row for prefill in self._reading)
+        there.update(row for prefill in self._reading for row in prefill.rows)
         lost = [row for row in self._rows.values() if row not in there]
         outputs = []
         for row in lost:
             row.restart()
             try:
-                self._reading.append(Prefill(self._loaded.model, row))
+                self._reading.append(Prefill(self._loaded.model, [row]))
             except Exception as again:
                 outputs.append(self._failed(row, again))
         return outputs

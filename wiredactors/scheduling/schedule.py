@@ -6,7 +6,8 @@ is due first goes next. So a busy model, or one with long steps, takes no more t
 another, and one that had nothing to do for a while saves nothing up.
 
 Within a model a long prompt is read chunk by chunk. What a chunk takes from the rows that decode is
-owed to them: their steps come next, until they have had their share of the time.
+owed to them: their steps come next, until they have had their share of the time. Short prompts go
+first, and as many share a chunk as fit in it.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class Demand(Protocol):
 
 @attrs.frozen
 class Step:
-    """The next step: of which model, and of which of its prompts; None is a step of its rows."""
+    """The next step: of which model, and of which of its prompts; none is a step of its rows."""
 
     model: str
-    prompt: int | None
+    prompts: tuple[int, ...] = ()
 
 
 @attrs.define
@@ -61,6 +62,7 @@ class _Account:
         owed: decode time that its rows are to have before the next chunk of a long prompt; below 0
             they have had more.
         borrowed: whether the last chunk was read although something was owed.
+        waited: short prompts that waited when the last chunk was chosen, if it was of such.
         passes: short prompts that were read since a long one was, while one waited.
     """
 
@@ -68,6 +70,7 @@ class _Account:
     weight: float = 1.0
     owed: float = 0.0
     borrowed: bool = False
+    waited: int = 1
     passes: int = 0
 
 
@@ -102,7 +105,7 @@ class Schedule:
         account = self._accounts[name]
         account.due = self._now = self._due(name)
         self._accounts[name] = self._accounts.pop(name)
-        return Step(name, _prompt(account, demands[name]))
+        return Step(name, _prompts(account, demands[name]))
 
     def _due(self, name: str) -> float:
         """When its next step is due; who had nothing to do when it was is due now."""
@@ -112,32 +115,44 @@ class Schedule:
         """The step took so long; `decodes`: whether rows of the model waited for it, or took it."""
         account = self._accounts[step.model]
         account.due += seconds / account.weight
-        if step.prompt is None:
+        if not step.prompts:
             # What they have had beyond what was owed counts, but for one step only.
             account.owed = max(account.owed, 0.0) - seconds
         elif decodes:
-            account.owed += seconds * self._owed_per_second
+            # Prompts of a burst are rows themselves when it has been read: the sooner, the more
+            # share each step. So what a burst takes is owed about once, however many they are.
+            account.owed += seconds * self._owed_per_second / account.waited
 
 
-def _prompt(account: _Account, demand: Demand) -> int | None:
-    """The prompt of which a chunk is read next; None for a step of the rows."""
-    prompts = demand.prompts
+def _prompts(account: _Account, demand: Demand) -> tuple[int, ...]:
+    """The prompts of which a chunk is read next; none for a step of the rows."""
+    prompts, chunk = demand.prompts, demand.chunk_tokens
     if not prompts:
-        return None
-    chosen = _next_prompt(account, prompts, demand.chunk_tokens)
+        return ()
     if not demand.decodes:
         account.owed = 0.0
+    short = [number for number, tokens in enumerate(prompts) if tokens <= chunk]
+    chosen = short[0] if short and account.passes < MOST_PASSES else 0
+    is_short = prompts[chosen] <= chunk
     # A short prompt need not wait until a long chunk is paid for, once.
-    short = prompts[chosen] <= demand.chunk_tokens
-    if account.owed > 0 and (account.borrowed or not short):
-        return None
+    if account.owed > 0 and (account.borrowed or not is_short):
+        return ()
     account.borrowed = account.owed > 0
     account.passes = account.passes + 1 if chosen else 0
-    return chosen
+    if not is_short:
+        account.waited = 1
+        return (chosen,)
+    account.waited = len(short)
+    return _together(prompts, short, chunk)
 
 
-def _next_prompt(account: _Account, prompts: Sequence[int], chunk: int) -> int:
-    """The first that one chunk ends, unless a longer one has been passed too often."""
-    if account.passes >= MOST_PASSES:
-        return 0
-    return next((i for i, tokens in enumerate(prompts) if tokens <= chunk), 0)
+def _together(prompts: Sequence[int], short: Sequence[int], chunk: int) -> tuple[int, ...]:
+    """The first of the short prompts that one chunk reads, padded to the longest of them."""
+    taken: list[int] = []
+    longest = 1
+    for number in short:
+        longest = max(longest, prompts[number])
+        if taken and (len(taken) + 1) * longest > chunk:
+            break
+        taken.append(number)
+    return tuple(taken)

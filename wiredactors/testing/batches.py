@@ -74,12 +74,15 @@ class Batches:
         """Its prompt is to be read."""
         self._reading.append(row)
 
-    def read(self, number: int) -> int:
-        """Read the next tokens of that prompt; how many."""
-        row = self._reading[number]
-        tokens = min(self.chunk_tokens, row.unread)
-        row.prefilled += tokens
-        return tokens
+    def read(self, numbers: Sequence[int]) -> int:
+        """Read the next tokens of these prompts; how many, with the padding to the longest."""
+        longest = 0
+        for number in numbers:
+            row = self._reading[number]
+            tokens = min(self.chunk_tokens, row.unread)
+            row.prefilled += tokens
+            longest = max(longest, tokens)
+        return len(numbers) * longest
 
     def turn(self) -> Sequence[Row]:
         """The batch that has waited longest."""

@@ -6,7 +6,7 @@ and which rows share one, is decided by the same code. It imports only trio and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import attrs
 import trio
@@ -242,17 +242,17 @@ class ModelledEngine:
             return False
         rows, began = self._models[step.model], trio.current_time()
         waiting = rows.decodes
-        if step.prompt is None:
-            await self._decode(step.model, rows)
+        if step.prompts:
+            await self._read(step.model, rows, step.prompts)
         else:
-            await self._read(step.model, rows, step.prompt)
+            await self._decode(step.model, rows)
         self._schedule.record(step, trio.current_time() - began, decodes=waiting)
         return True
 
-    async def _read(self, name: str, rows: Batches, number: int) -> None:
-        """A chunk of a prompt."""
+    async def _read(self, name: str, rows: Batches, numbers: Sequence[int]) -> None:
+        """A chunk of prompts."""
         granted, began = self._recorder.granted(), trio.current_time()
-        await trio.sleep(rows.read(number) / rows.model.prefill_tokens_per_second)
+        await trio.sleep(rows.read(numbers) / rows.model.prefill_tokens_per_second)
         rows.mend()
         self._recorder.record("prefill", name)
         self._recorder.report(
