@@ -4,6 +4,7 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import shutil
@@ -78,7 +79,7 @@ def compared(
 def share_of(values: Sequence[float], part: float) -> float:
     """The value that `part` of them do not go beyond."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(part * len(ordered)))]
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
 
 
 def machine() -> dict[str, Any]:
