@@ -366,7 +366,7 @@ class TestCancelling:
         self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         scope = trio.CancelScope()
-        measure = mlx_engine.measure_cache
+        measure = mlx_engine.measure_rows
         measured = threading.Event()
         cancelled = threading.Event()
 
@@ -382,7 +382,7 @@ class TestCancelling:
             await trio.sleep(0.01)
             cancelled.set()
 
-        monkeypatch.setattr(mlx_engine, "measure_cache", slow)
+        monkeypatch.setattr(mlx_engine, "measure_rows", slow)
         with trio.fail_after(60):
             async with open_recorded() as recorded, trio.open_nursery() as nursery:
                 nursery.start_soon(cancel)
@@ -577,7 +577,7 @@ class TestErrors:
         with trio.fail_after(60):
             async with open_recorded() as recorded:
                 with monkeypatch.context() as patch:
-                    patch.setattr(mlx_engine, "measure_cache", failing)
+                    patch.setattr(mlx_engine, "measure_rows", failing)
                     with pytest.raises(RuntimeError, match="halfway") as caught:
                         await recorded.runtime.load(tiny_model("llama"), "tiny")
                     assert active_bytes(recorded) < 4 * KIB, caught

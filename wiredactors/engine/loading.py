@@ -87,6 +87,13 @@ def download(hub_id: str) -> Path:
     return found
 
 
+def _chunk_tokens(on_cpu: bool) -> int:
+    """Prompt tokens of a step, so that it takes some tens of milliseconds where it can."""
+    if on_cpu:
+        return 64
+    return 2048 if import_mlx().cuda.is_available() else 512
+
+
 def plan_load(path: Path, options: LoadOptions, *, on_cpu: bool) -> LoadPlan:
     """What loading `path` will take, from headers and config alone.
 
@@ -100,7 +107,7 @@ def plan_load(path: Path, options: LoadOptions, *, on_cpu: bool) -> LoadPlan:
     options = attrs.evolve(
         options,
         dtype=options.dtype or ("float32" if on_cpu else "float16"),
-        prefill_step_size=options.prefill_step_size or (64 if on_cpu else 512),
+        prefill_step_size=options.prefill_step_size or _chunk_tokens(on_cpu),
     )
     assert options.dtype is not None
     assert options.prefill_step_size is not None

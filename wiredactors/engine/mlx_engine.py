@@ -27,8 +27,8 @@ from wiredactors.engine.loading import (
 )
 from wiredactors.engine.meter import Meter
 from wiredactors.engine.mlx_model import MlxModel
+from wiredactors.engine.row_costs import measure_rows
 from wiredactors.engine.serving import Serving
-from wiredactors.engine.sizing import measure_cache
 from wiredactors.engine.store import MeasurementStore
 from wiredactors.engine.tuning import run_prefill
 from wiredactors.memory.errors import GenerationError
@@ -163,7 +163,7 @@ class MlxEngine:
         with self._reported(name, "load"):
             loaded = load(plan, advance)
             assert plan.options.prefill_step_size is not None
-            cost = measure_cache(loaded.model, plan.options.prefill_step_size)
+            costs = measure_rows(loaded.model, plan.options.prefill_step_size)
             weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
             self._mx.clear_cache()
         model = MlxModel(
@@ -171,12 +171,13 @@ class MlxEngine:
             name,
             tokenizer=loaded.tokenizer,
             context_length=loaded.context_length,
-            cache_cost=cost,
+            row_costs=costs,
             weight_bytes=weights,
             correction=self._knowledge.remember(name, plan, self.device.post),
         )
         self._models[name] = loaded
-        self._serving[name] = Serving(loaded, model.row_cost, plan.workspace_bytes // 2)
+        # Half of it, since the device may still work on a step of another model.
+        self._serving[name] = Serving(loaded, costs.of, plan.workspace_bytes // 2)
         return model
 
     async def unload(self, name: str) -> None:

@@ -45,17 +45,14 @@ class MlxModel:
         *,
         tokenizer: Any,
         context_length: int,
-        cache_cost: CacheCost,
         weight_bytes: int,
         correction: Correction,
-        row_costs: RowCosts | None = None,
+        row_costs: RowCosts,
     ):
-        """Without `row_costs` every row is charged `cache_cost`."""
         self._server = server
         self._name = name
         self._tokenizer = tokenizer
         self.context_length = context_length
-        self.cache_cost = cache_cost
         self._row_costs = row_costs
         self.weight_bytes = weight_bytes
         self.correction = correction
@@ -64,7 +61,7 @@ class MlxModel:
         return encode_prompt(self._tokenizer, prompt)
 
     def row_cost(self, options: CacheOptions) -> CacheCost:
-        return self.cache_cost if self._row_costs is None else self._row_costs.of(options)
+        return self._row_costs.of(options)
 
     def submit(self, request: RowRequest, deliver: Callable[[RowOutput], object]) -> None:
         self._server.submit(self._name, request, deliver)

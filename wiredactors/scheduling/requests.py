@@ -184,7 +184,8 @@ class LoadOptions:
             Directories keep their own.
         dequantize: a GGUF's packed weights become dense ones.
         prefill_step_size: prompt tokens per step; it divides 256 or is a multiple of it, so that
-            caches grow in whole steps. None is the device's own (64 on CPU, else 512).
+            caches grow in whole steps. None is the device's own (64 on CPU, 2,048 on CUDA, else
+            512).
         max_batch_size: rows that share one decode step.
         weight: the model's share of the device's time, against that of the others.
         margin_bytes: the safety margin that is held for the model; None is the plan's default.
