@@ -321,7 +321,7 @@ class TestCancelling:
         path = tiny_model("llama")
         with trio.fail_after(60):
             async with open_recorded() as recorded:
-                model = await recorded.runtime.load(path)
+                model = await recorded.runtime.load(path, prefill_step_size=4)
                 loaded = active_bytes(recorded)
                 waits = WiredSumPolicy(cap=2 * MIB).ticket(2 * MIB)
                 holder = WiredSumPolicy(cap=2 * MIB).ticket(MIB)

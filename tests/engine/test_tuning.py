@@ -374,7 +374,7 @@ def test_an_error_of_the_model_lets_everything_go(load, monkeypatch):
 
 
 async def tune_in(model: Any, parameters: TuneParameters, **options: Any) -> WiredMemoryMeasurement:
-    loaded: MlxModel = model._loaded
+    loaded: MlxModel = model._ready.loaded
     return await loaded.tune(parameters, **options)
 
 
@@ -555,18 +555,18 @@ async def test_files_that_have_gone_are_no_reason_to_fail(bounded, tiny_model, m
 async def test_what_finished_jobs_taught_outlives_the_process(bounded, tiny_model, cache_folder):
     async with open_recorded() as recorded:
         first = await recorded.runtime.load(tiny_model("llama"), name="chat")
-        assert first._loaded.correction.factor == 1
-        first._loaded.correction.record(100, 150)
+        assert first._ready.loaded.correction.factor == 1
+        first._ready.loaded.correction.record(100, 150)
         await recorded.runtime.unload("chat")
         second = await recorded.runtime.load(tiny_model("llama"), name="again")
-        assert second._loaded.correction.factor == 1.5
-        assert second._loaded.correction.recorded == 0
+        assert second._ready.loaded.correction.factor == 1.5
+        assert second._ready.loaded.correction.recorded == 0
         other = await recorded.runtime.load(tiny_model("experts"), name="other")
-        assert other._loaded.correction.factor == 1
-        second._loaded.correction.record(100, 200)  # kept when the runtime closes
+        assert other._ready.loaded.correction.factor == 1
+        second._ready.loaded.correction.record(100, 200)  # kept when the runtime closes
     async with open_recorded() as recorded:
         third = await recorded.runtime.load(tiny_model("llama"), name="chat")
-        assert third._loaded.correction.factor == 2
+        assert third._ready.loaded.correction.factor == 2
     [file] = cache_folder.rglob("*.json")
     written = file.stat().st_mtime_ns
     async with open_recorded() as recorded:
@@ -585,7 +585,7 @@ async def test_what_jobs_taught_is_there_though_the_process_is_killed(
 ):
     async with open_recorded() as recorded:
         model = await recorded.runtime.load(tiny_model("llama"), name="chat")
-        correction, device = model._loaded.correction, recorded.engine.device
+        correction, device = model._ready.loaded.correction, recorded.engine.device
 
         async def taught(observed: int) -> list[float]:
             correction.record(100, observed)
@@ -608,7 +608,7 @@ async def test_a_lesson_that_could_not_be_written_is_written_later(
         model = await recorded.runtime.load(tiny_model("llama"), name="chat")
         with structlog.testing.capture_logs() as logs:
             for observed in (150, 150, 50):
-                model._loaded.correction.record(100, observed)
+                model._ready.loaded.correction.record(100, observed)
                 await recorded.engine.device.run(lambda: None)
         assert [log["event"] for log in logs].count("measurement_not_stored") == 1
         (cache_folder / "measurements").unlink()
@@ -618,22 +618,22 @@ async def test_a_lesson_that_could_not_be_written_is_written_later(
 async def test_two_names_of_one_model_learn_together(bounded, tiny_model, cache_folder):
     async with open_recorded() as recorded:
         one, two = [await recorded.runtime.load(tiny_model("llama"), name=name) for name in "ab"]
-        one._loaded.correction.record(100, 150)
+        one._ready.loaded.correction.record(100, 150)
         assert two.correction == 1.5
         await recorded.runtime.unload("a")
-        two._loaded.correction.record(100, 50)
+        two._ready.loaded.correction.record(100, 50)
     assert kept_ratios(cache_folder) == [1.5, 0.5]
 
 
 async def test_two_processes_do_not_lose_each_others_lessons(bounded, tiny_model, cache_folder):
     async with open_recorded() as recorded:
         model = await recorded.runtime.load(tiny_model("llama"), name="chat")
-        model._loaded.correction.record(100, 150)
+        model._ready.loaded.correction.record(100, 150)
         await recorded.engine.device.run(lambda: None)
         [file] = cache_folder.rglob("*.json")
         entry = json.loads(file.read_text())
         file.write_text(json.dumps(entry | {"value": {"ratios": [1.5, 1.25]}}))
-        model._loaded.correction.record(100, 50)
+        model._ready.loaded.correction.record(100, 50)
     assert kept_ratios(cache_folder) == [1.5, 1.25, 0.5]
 
 
@@ -642,14 +642,14 @@ async def test_a_correction_that_makes_no_sense_is_reported_and_begun_anew(
 ):
     async with open_recorded() as recorded:
         model = await recorded.runtime.load(tiny_model("llama"), name="chat")
-        model._loaded.correction.record(100, 150)
+        model._ready.loaded.correction.record(100, 150)
     [file] = cache_folder.rglob("*.json")
     entry = json.loads(file.read_text())
     file.write_text(json.dumps(entry | {"value": {"ratios": [-1]}}))
     with structlog.testing.capture_logs() as logs:
         async with open_recorded() as recorded:
             model = await recorded.runtime.load(tiny_model("llama"), name="chat")
-            assert model._loaded.correction.factor == 1
+            assert model._ready.loaded.correction.factor == 1
     assert [log["event"] for log in logs] == ["measurement_unreadable"]
 
 
