@@ -171,6 +171,8 @@ async def main(
         await run_all(run, todo)
         seconds = time.perf_counter() - began
         active, left = active_bytes(), tickets_of(runtime)
+        await trio.sleep(0.5)
+        later = active_bytes()
         waiters = len(runtime.manager.snapshot().waiters)
     alive = [one.name for one in threading.enumerate() if one.ident not in threads]
     same = sum(alone[plan.model, plan.prompt or 0] == text for plan, text in run.survivors)
@@ -192,6 +194,7 @@ async def main(
             "too_late_and_again": run.too_late,
             "weight_bytes": weights,
             "active_bytes": active,
+            "half_a_second_later": later,
             "active_above_weights": above,
             "goal_at_most": MEMORY_GOAL,
             "tickets_left": sorted(left - idle),
