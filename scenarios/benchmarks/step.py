@@ -253,7 +253,7 @@ if __name__ == "__main__":
     parser = options(__doc__, "small")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt-tokens", type=int, help=for_size(16, 512))
-    parser.add_argument("--steps", type=int, help=for_size(16, 64))
+    parser.add_argument("--steps", type=int, help=for_size(8, 64))
     parser.add_argument("--copy-mib", type=int, help=for_size(256, 2048))
     given = parser.parse_args()
     large = given.model in LARGE
@@ -264,6 +264,6 @@ if __name__ == "__main__":
         given.rounds,
         given.rows,
         given.prompt_tokens or (512 if large else 16),
-        given.steps or (64 if large else 16),
+        given.steps or (64 if large else 8),
         given.copy_mib or (2048 if large else 256),
     )
