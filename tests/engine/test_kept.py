@@ -36,8 +36,17 @@ QWEN = {
     "tie_word_embeddings": False,
 }
 
-#: Models whose rows run alone: two kinds of cache that cannot be merged, one that stays empty.
-ALONE = {"deepseek_v41", "llama4", "nemotron-nas"}
+#: Models whose rows run alone.
+ALONE = {
+    "afm7",  # it takes a place in the cache for a position
+    "deepseek_v41",  # its cache cannot be merged
+    "gemma2",  # it takes the rows of a mask for heads
+    "gpt_bigcode",  # it takes one position for all rows
+    "llama4",  # its cache cannot be merged
+    "minimax_m3_vl",  # it cuts blocks at places in the cache
+    "nemotron-nas",  # a cache of it stays empty
+    "phi3small",  # it takes rows for a part of the width
+}
 
 
 def built(config: dict[str, Any], *, seed: int = 7) -> Any:

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from tests.engine import tiny
+from tests.engine.architectures import CONFIGS as ARCHITECTURES
+from tests.engine.test_kept import ALONE, built
 from wiredactors.engine.batch import Batch
+from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.loading import LoadedModel, load, plan_load
 from wiredactors.engine.prefill import Prefill
 from wiredactors.engine.row import MOST_FAILURES
@@ -40,6 +43,15 @@ def no_pool() -> Iterator[None]:
     mx.set_cache_limit(before)
 
 
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("tokenizer")
+    tiny.save_tokenizer(path)
+    loaded = import_mlx_lm("utils").load_tokenizer(path)
+    loaded.eos_token_ids = set()
+    return loaded
+
+
 def loaded_model(path: Path, **options: int) -> tuple[LoadPlan, LoadedModel, CacheCost]:
     plan = plan_load(path, LoadOptions(**options), on_cpu=True)
     loaded = load(plan, lambda done, total: None)
@@ -58,6 +70,7 @@ class Charged:
         self._before = mx.get_active_memory()
         self.rows: dict[str, int] = {}
         self.tokens: dict[str, list[int]] = {}
+        self.logprobs: dict[str, list[float | None]] = {}
         self.requests: dict[str, RowRequest] = {}
         self._numbers = iter(range(1000))
         self.active_over = 0
@@ -80,6 +93,7 @@ class Charged:
         self.serving.insert(request)
         self.rows[request.row_id] = self._cost.row_bytes(request.total_tokens)
         self.tokens[request.row_id] = []
+        self.logprobs[request.row_id] = []
         self.requests[request.row_id] = request
         return request.row_id
 
@@ -106,6 +120,7 @@ class Charged:
         for output in outputs:
             if output.token is not None:
                 self.tokens[output.row_id].append(output.token)
+                self.logprobs[output.row_id].append(output.logprob)
             if output.last:
                 charge = self.rows.pop(output.row_id)
                 assert output.error is not None or 0 < output.kv_bytes <= charge
@@ -231,6 +246,38 @@ def test_rows_that_come_and_go_answer_as_alone(tiny_model: Callable[..., Path], 
         if row_id in removed:
             wanted = wanted[: len(rows.tokens[row_id])]
         assert rows.tokens[row_id] == wanted
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES.keys() - ALONE))
+def test_rows_of_each_architecture_answer_as_alone(name: str, tokenizer: Any) -> None:
+    """Short prompts of unequal length are read together, others join, and rows leave."""
+    model = built(ARCHITECTURES[name])
+    loaded = LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        config={},
+        options=LoadOptions(prefill_step_size=256),
+    )
+    rows = Charged(loaded, CacheCost(fixed_bytes=1 << 30, step_bytes=0, copy_bytes=0))
+    for prompt_tokens, max_tokens in [(4, 6), (50, 4), (2, 7), (1, 3), (4, 6)]:
+        rows.insert(prompt_tokens, max_tokens, logprobs=True)
+    for _ in range(3):
+        rows.step()
+    rows.insert(90, 3, logprobs=True)
+    rows.insert(3, 3, logprobs=True)
+    ends = rows.run()
+    assert all(output.error is None for output in ends)
+    assert rows.most_together > 2
+    for row_id, request in rows.requests.items():
+        steps = generate.generate_step(
+            mx.array(request.prompt), model, max_tokens=request.max_tokens
+        )
+        wanted = [(token, logprobs[token].item()) for token, logprobs in steps]
+        assert rows.tokens[row_id] == [token for token, _ in wanted]
+        # A state that padding has reached may show here only.
+        assert rows.logprobs[row_id] == pytest.approx(
+            [logprob for _, logprob in wanted], rel=1e-2, abs=1e-2
+        )
 
 
 def test_rows_of_any_lengths_share_steps_while_what_they_were_charged_allows_it(

@@ -127,15 +127,15 @@ class Batch:
         batches = [self._part([places[row] for row in group]) for group in groups]
         shared = len(self.rows) > 1
         settling = Settling(self._spare_bytes)
-        for layer, whole in enumerate(self._caches):
-            self._caches[layer] = None
+        for layer in range(len(self._caches)):
+            whole, self._caches[layer] = self._caches[layer], None
             whole = batched(whole) if shared else whole
             for batch, group in zip(batches, groups, strict=True):
                 cache = twin(whole)
                 if shared:
                     cache.filter([places[row] for row in group])
                 batch._caches.append(_settle(cache, group, settling))
-            del cache, whole
+            whole = cache = None  # nobody holds them while the next are made
         settling.finish()
         self._hold([])
         return batches

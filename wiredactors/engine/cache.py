@@ -32,6 +32,11 @@ def is_rotating(part: Any) -> bool:
     return type(part).__name__ in ("RotatingKVCache", "BatchRotatingKVCache")
 
 
+def can_pad(cache: Any) -> bool:
+    """Whether whoever reads it leaves out the padding of a row: keys and values have a mask."""
+    return all(is_plain(part) or is_rotating(part) for part in parts(cache))
+
+
 def batched(cache: Any) -> Any:
     """The same cache in the form that other rows can join."""
     kind = type(cache).__name__
@@ -144,11 +149,12 @@ def _shorten(part: Any) -> None:
     """Drop the padding on the left that only rows which have left needed.
 
     mlx-lm does so in its other batch cache, but lets this one grow with every row that comes and
-    goes, up to the window. In one that has reached its window there is nothing to drop.
+    goes, up to the window. In one that has reached its window there is nothing to drop; one that is
+    beyond it, after a chunk, is cut by the next step.
     """
     if type(part).__name__ == "RotatingKVCache" or part.keys is None:
         return
-    if part.rotated or part._offset != part._idx:
+    if part.rotated or part._offset != part._idx or part._idx > part.max_size:
         return
     spare = max(0, min(part.left_padding.tolist()))
     part.left_padding -= spare

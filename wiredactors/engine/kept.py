@@ -33,6 +33,13 @@ class Kept(Protocol):
     def max_kv_size(self) -> int | None: ...
 
 
+#: No model has so many heads of keys, for which it could take the rows of a mask (gemma2 does).
+_TRIED_ROWS = 13
+
+#: mlx-lm's modules that look at a token's place in the cache, which is not its position in a row
+#: that is padded. One turns queries by it, the other cuts blocks at it.
+_BOUND_TO_PLACES = frozenset({"afm7", "minimax_m3_vl"})
+
 #: Makes empty caches of one row.
 MakeCaches = Callable[[], list[Any]]
 
@@ -73,16 +80,24 @@ def quantize_unseen(caches: list[Any], options: Kept) -> None:
 def can_share(model: Any) -> bool:
     """Whether rows of the model can share steps, and leave them with what is theirs.
 
-    Else each runs alone. It takes the time of building one step's graph; nothing is evaluated.
+    Else each runs alone. It takes the time of building two steps' graphs; nothing is evaluated.
     """
+    if type(model).__module__.rpartition(".")[2] in _BOUND_TO_PLACES:
+        return False
     mx = import_mlx()
-    caches = make_caches(model, CacheOptions())
+    rows = _TRIED_ROWS
     try:
+        caches = [cache.merge([cache] * rows) for cache in make_caches(model, CacheOptions())]
         with untouched(model):
-            # Some layers make no use of a cache, and an empty one cannot be taken out again.
-            model(mx.zeros((1, 1), mx.int32), cache=caches)
+            for cache in caches:
+                cache.prepare(lengths=[1, *[2] * (rows - 1)], right_padding=[1, *[0] * (rows - 1)])
+            model(mx.zeros((rows, 2), mx.int32), cache=caches)
+            for cache in caches:
+                cache.finalize()
+            model(mx.zeros((rows, 1), mx.int32), cache=caches)
         for cache in caches:
-            cache.merge([cache, cache]).extract(1)
+            # Some layers make no use of a cache, and an empty one cannot be taken out again.
+            cache.extract(1)
     except Exception:  # whatever is wrong with it, alone it may go well
         return False
     return True

@@ -53,8 +53,13 @@ class Prefill:
     def read(self, most: int) -> None:
         """Read the next `most` tokens, or what is left. Several prompts are read whole."""
         count = min(most, self.unread)
-        if not count:
-            return
+        if count:
+            self._read_chunk(count)
+        if len(self.rows) > 1:
+            for cache in self.caches:
+                cache.finalize()
+
+    def _read_chunk(self, count: int) -> None:
         mx = import_mlx()
         chunks = [tokens[self._read : -1][:count] for tokens in self._tokens]
         padding = [count - len(chunk) for chunk in chunks]
@@ -65,9 +70,6 @@ class Prefill:
         self._model(mx.array(chunks), cache=self.caches)
         quantize(self.caches, self.rows[0].request.cache)
         mx.eval([cache.state for cache in self.caches])
-        if any(padding):
-            for cache in self.caches:
-                cache.finalize()
         self._read += count
         for row, tokens in zip(self.rows, self._tokens, strict=True):
             row.fed = min(self._read, len(tokens) - 1)

@@ -11,9 +11,10 @@ from collections.abc import Callable, Container, Iterable, Sequence
 import attrs
 
 from wiredactors.engine.batch import Batch, Sampled
+from wiredactors.engine.cache import can_pad
 from wiredactors.engine.device import without_locals
 from wiredactors.engine.imports import import_mlx, import_mlx_lm
-from wiredactors.engine.kept import can_share
+from wiredactors.engine.kept import can_share, make_caches
 from wiredactors.engine.loading import LoadedModel
 from wiredactors.engine.prefill import Prefill
 from wiredactors.engine.row import Row
@@ -43,6 +44,7 @@ class Serving:
         self._spare_bytes = spare_bytes
         self._ends = frozenset(loaded.tokenizer.eos_token_ids)
         self._can_share = can_share(loaded.model)
+        self._can_pad = all(map(can_pad, make_caches(loaded.model, CacheOptions())))
         self._grouping = Grouping(row_cost(CacheOptions()), loaded.options.max_batch_size)
         self._rows: dict[str, Row] = {}
         self._reading: list[Prefill] = []
@@ -139,12 +141,16 @@ class Serving:
         return []
 
     def _packed(self, prefills: list[Prefill]) -> list[Prefill]:
-        """Those of the prompts that may be read together: the first, and others that fit it."""
+        """Those of the prompts that may be read together: the first, and others that fit it.
+
+        Not all models keep padding out of a state, so there they are of one length.
+        """
         if any(row.alone for row in prefills[0].rows) or prefills[0].begun:
             return prefills[:1]
         packed: list[Prefill] = []
         for prefill in prefills:
             free = not prefill.begun and not any(row.alone for row in prefill.rows)
+            free = free and (self._can_pad or prefill.unread == prefills[0].unread)
             members = [each.member for each in [*packed, prefill]] if free else []
             if free and self._grouping.fits(members):
                 packed.append(prefill)
