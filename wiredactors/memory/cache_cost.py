@@ -1,9 +1,9 @@
-"""Rows of like length share a batch, so that padding stays inside what each was charged.
+"""What a row takes: it is charged for the longest that it can become, in whole steps.
 
-A batch is a rectangle: each row holds as much as the longest. So rows are grouped by the longest
-that they can become, in steps of 256 tokens, mlx-lm's unit of cache growth. Every row of a bucket
-is charged the whole bucket, and a batch of a bucket never needs more than rows x bucket: the engine
-cuts it back to whole steps whenever rows join or leave.
+A step is 256 tokens, mlx-lm's unit of cache growth. A batch is a rectangle: each row holds as much
+as the longest. Rows of any lengths may share one while it takes no more than all of them were
+charged (`wiredactors/scheduling/grouping.py`); the engine cuts it back to whole steps whenever rows
+join or leave.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ STEP_TOKENS = 256
 
 
 def bucket_tokens(total_tokens: int) -> int:
-    """The bucket of a row: its greatest length, rounded up to whole steps."""
+    """A row's length, rounded up to whole steps."""
     return -(-total_tokens // STEP_TOKENS) * STEP_TOKENS
 
 
@@ -59,7 +59,7 @@ class CacheCost:
 
     Attributes:
         fixed_bytes: whatever the length (a state-space layer's state, the row's logits and
-            log-probabilities).
+            log-probabilities, and what a quantized cache holds for a moment).
         step_bytes: for each 256 tokens.
         copy_bytes: for each 256 tokens in the layer that holds most: when rows join or leave, one
             layer of the batch at a time is copied.
