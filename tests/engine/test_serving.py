@@ -62,8 +62,8 @@ def loaded_model(path: Path, **options: int) -> tuple[LoadPlan, LoadedModel, Cac
 class Charged:
     """A model's rows, what they are charged, and how far they have gone over that."""
 
-    def __init__(self, loaded: LoadedModel, cost: CacheCost):
-        self.serving = Serving(loaded, lambda options: cost)
+    def __init__(self, loaded: LoadedModel, cost: CacheCost, spare_bytes: int = 0):
+        self.serving = Serving(loaded, lambda options: cost, spare_bytes)
         self._cost = cost
         self._schedule = Schedule()
         gc.collect()
@@ -202,6 +202,19 @@ def test_joining_and_leaving_never_hold_two_batches_at_once(
     while rows.rows:
         rows.step()
     assert rows.peak_over < 1024 * KIB
+
+
+def test_joining_and_leaving_take_no_more_than_the_spare_bytes(
+    tiny_model: Callable[..., Path],
+) -> None:
+    plan, loaded, cost = loaded_model(tiny_model("llama"), prefill_step_size=512)
+    spare_bytes = plan.workspace_bytes // 2
+    rows = Charged(loaded, cost, spare_bytes)
+    for number in range(30):
+        rows.insert(228 - number, 8 + 2 * (number % 5))
+    rows.run()
+    assert rows.most_together == 30
+    assert spare_bytes // 4 < rows.peak_over < spare_bytes
 
 
 def test_rows_beyond_the_batch_size_have_steps_of_their_own(

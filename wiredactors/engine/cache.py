@@ -103,7 +103,8 @@ class Settling:
             elif is_rotating(part):
                 _shorten(part)
             arrays += arrays_of(part)
-        size = sum(int(array.nbytes) for array in arrays)
+        # For a moment there is also what it is cut from, or joined of.
+        size = 2 * sum(int(array.nbytes) for array in arrays)
         if self._bytes + size > self._spare_bytes:
             self.finish()
         self._arrays += arrays
