@@ -18,6 +18,7 @@ from tests.engine.test_kept import QWEN
 from wiredactors.actors.job import Job
 from wiredactors.actors.model import Model
 from wiredactors.engine.imports import import_mlx_lm
+from wiredactors.memory.errors import GenerationError
 from wiredactors.memory.policies import WiredMemoryPolicy
 from wiredactors.memory.units import KIB, MIB
 from wiredactors.scheduling.requests import StepReport
@@ -71,6 +72,13 @@ def over(recorded: Recorded) -> int:
 async def until(condition: Callable[[], bool]) -> None:
     while not condition():
         await trio.lowlevel.checkpoint()
+
+
+async def read_until(job: Job, condition: Callable[[], bool]) -> None:
+    """With nothing to do between two tokens: the device has the machine to itself."""
+    async for _ in job:
+        if condition():
+            return
 
 
 def count(reports: list[StepReport], what: str) -> int:
@@ -185,30 +193,92 @@ async def test_log_probabilities_are_those_of_mlx_lm_alone_and_in_a_batch(
     assert max(report.rows for report in recorded.reports) > 1
 
 
-async def test_a_model_of_twice_the_weight_gets_twice_the_time(tiny_model: TinyModel) -> None:
-    names = {"light": 1.0, "heavy": 2.0}
+def favour(tokens: Any, logits: Any) -> Any:
+    """A processor that depends on all the tokens so far."""
+    return logits.at[:, int(tokens.sum().item()) % tiny.VOCABULARY].add(50.0)
+
+
+def third(logprobs: Any) -> Any:
+    return mx.argsort(-logprobs, axis=-1)[:, 2]
+
+
+async def test_each_job_of_a_batch_samples_in_its_own_way_and_one_that_cannot_fails_alone(
+    tiny_model: TinyModel,
+) -> None:
+    path = tiny_model("llama")
+    prompt = tiny.prompt_of(20)
+    bias = dict.fromkeys(range(0, tiny.VOCABULARY, 2), -100.0)
+    calls = 0
+
+    def failing(logprobs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise ZeroDivisionError("mine")
+        return mx.argmax(logprobs, axis=-1)
+
+    sample_utils = import_mlx_lm("sample_utils")
+    ways: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, {}),
+        ({"sampler": third}, {"sampler": third}),
+        ({"logits_processors": [favour]}, {"logits_processors": [favour]}),
+        (
+            {"logit_bias": bias, "repetition_penalty": 1.5},
+            {"logits_processors": sample_utils.make_logits_processors(bias, 1.5)},
+        ),
+    ]
+    found: dict[int, list[int]] = {}
+
+    async def ask(model: Model, number: int) -> None:
+        async with model.generate(prompt, 30, **ways[number][0]) as job:
+            found[number] = [chunk.token async for chunk in job if chunk.token is not None]
+
+    async def fail(model: Model) -> None:
+        async with model.generate(prompt, 30, sampler=failing) as job:
+            with pytest.raises(GenerationError, match="mine"):
+                await job.wait()
+        assert job.result is not None
+        assert job.result.finish_reason == "error"
+        assert len(job.result.tokens) <= 5
+
+    with trio.fail_after(60):
+        async with open_recorded() as recorded:
+            model = await recorded.runtime.load(path)
+            async with trio.open_nursery() as nursery:
+                for number in range(len(ways)):
+                    nursery.start_soon(ask, model, number)
+                nursery.start_soon(fail, model)
+    assert max(report.rows for report in recorded.reports) == len(ways) + 1
+    for number, (_, options) in enumerate(ways):
+        assert found[number] == [token for token, _ in by_mlx_lm(path, prompt, 30, **options)]
+    assert len({tuple(tokens) for tokens in found.values()}) == len(ways)
+
+
+async def test_a_model_of_twice_the_weight_gets_twice_the_time(tmp_path: Path) -> None:
+    """Its steps take some milliseconds, so that what else the machine does counts for little."""
+    config = {**tiny.CONFIGS["llama"], "hidden_size": 512, "intermediate_size": 4096}
+    path = make_model(tmp_path / "broad", config)
     with trio.fail_after(60):
         async with open_recorded() as recorded:
             models = [
-                await recorded.runtime.load(tiny_model("llama"), name, weight=weight)
-                for name, weight in names.items()
+                await recorded.runtime.load(path, name, weight=weight)
+                for name, weight in (("light", 1.0), ("heavy", 2.0))
             ]
             recorded.reports.clear()
-
-            def both_decode() -> bool:
-                return len({r.model for r in recorded.reports if r.what == "step"}) == 2
-
             jobs = [model.start_generation("abc", 1500) for model in models]
-            await until(both_decode)
+            for job in jobs:
+                await anext(job)
             begin = len(recorded.reports)
-            await until(lambda: len(recorded.reports) > begin + 400)
+            await read_until(jobs[0], lambda: len(recorded.reports) > begin + 300)
             during = recorded.reports[begin:]
             for job in jobs:
                 await job.aclose()
-    taken = {name: seconds(during, model=name) for name in names}
+    light, heavy = ([report for report in during if report.model == m.name] for m in models)
     longest = max(report.seconds for report in during)
     # Each is at most a few of the longest steps away from its share.
-    assert abs(taken["heavy"] / 2 - taken["light"]) < 3 * longest
+    assert abs(seconds(heavy) / 2 - seconds(light)) < 3 * longest
+    # Both are the same model, so that it gets about twice the tokens, too.
+    assert 1.4 < len(heavy) / len(light) < 2.8
 
 
 async def test_while_a_long_prompt_is_read_others_keep_half_the_time_and_a_short_one_comes_soon(
@@ -238,10 +308,12 @@ async def test_while_a_long_prompt_is_read_others_keep_half_the_time_and_a_short
                     await anext(job)
                 began = len(recorded.reports)
                 nursery.start_soon(ask, model, "long", long, 3)
-                await until(lambda: count(recorded.reports[began:], "prefill") >= 4)
+                await read_until(
+                    running[0], lambda: count(recorded.reports[began:], "prefill") >= 4
+                )
                 asked = len(recorded.reports)
                 nursery.start_soon(ask, model, "short", short, 2)
-                await until(lambda: len(order) == 2)
+                await read_until(running[0], lambda: len(order) == 2)
                 for job in running:
                     await job.aclose()
     meanwhile = recorded.reports[began : first["long"]]
