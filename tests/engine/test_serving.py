@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,31 @@ def test_a_prompt_that_cannot_be_read_fails_its_row_alone(
     ends = {output.row_id: output.error for output in rows.run()}
     assert "unreadable" in str(ends.pop(bad))
     assert list(ends.values()) == [None]
+
+
+@pytest.mark.parametrize("where", ["sampler", "a step", "the prompt"])
+def test_an_error_that_is_kept_keeps_neither_caches_nor_weights(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    _, loaded, cost = loaded_model(tiny_model("llama"))
+
+    def failing(*arrays: Any) -> Any:
+        raise ZeroDivisionError("mine")
+
+    rows = Charged(loaded, cost)
+    if where == "a step":
+        monkeypatch.setattr(Batch, "_launch", failing)
+    elif where == "the prompt":
+        monkeypatch.setattr(Prefill, "_read_chunk", failing)
+    rows.insert(300, 5, **({"sampler": failing} if where == "sampler" else {}))
+    [end] = rows.run()
+    assert end.error is not None
+    assert rows.left < 4 * KIB
+    rows.close()
+    model = weakref.ref(loaded.model)
+    del loaded, rows
+    gc.collect()
+    assert model() is None
 
 
 def test_closed_it_holds_nothing(tiny_model: Callable[..., Path]) -> None:

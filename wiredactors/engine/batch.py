@@ -149,6 +149,13 @@ class Batch:
         part._hold([self.rows[place] for place in places])
         return part
 
+    def drop(self) -> list[Row]:
+        """Let everything go, whoever still holds the batch; the rows that were in it."""
+        rows = self.rows
+        self._caches, self._landed = [], []
+        self._hold([])
+        return rows
+
     def held_bytes(self) -> int:
         """What its caches have allocated."""
         arrays = [cache.state for cache in self._caches]

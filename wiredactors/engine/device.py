@@ -12,6 +12,7 @@ import contextlib
 import queue
 import threading
 import traceback
+import types
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -53,7 +54,8 @@ def without_locals(error: BaseException) -> BaseException:
     """The same, its tracebacks and its causes' left to read, but with their variables let go.
 
     It goes to the trio thread and lives as long as somebody keeps it; the arrays and the model in
-    those frames would live as long. The frame that caught it, which still runs, is left out.
+    those frames would live as long. The frame that caught it, which still runs, is left out; it and
+    those that have called it are held all the same, so they keep nothing when they end.
     """
     if error.__traceback__ is not None:
         error.__traceback__ = error.__traceback__.tb_next
@@ -63,9 +65,18 @@ def without_locals(error: BaseException) -> BaseException:
         each = errors.pop()
         if each is not None and id(each) not in seen:
             seen.add(id(each))
-            traceback.clear_frames(each.__traceback__)
+            for frame, _ in traceback.walk_tb(each.__traceback__):
+                _clear(frame)
             errors += [each.__cause__, each.__context__]
     return error
+
+
+def _clear(frame: types.FrameType | None) -> None:
+    """Let the variables of a frame go, and of those that had called it and have ended since."""
+    while frame is not None:
+        with contextlib.suppress(RuntimeError):  # it still runs
+            frame.clear()
+        frame = frame.f_back
 
 
 def _raise(error: BaseException) -> None:

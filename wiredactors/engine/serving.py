@@ -99,10 +99,11 @@ class Serving:
         return share, []
 
     def close(self) -> None:
-        """Drop everything."""
+        """Drop everything, also for those who hold on to it: errors that somebody keeps."""
         self._rows.clear()
         self._reading.clear()
         self._batches.clear()
+        del self._loaded
 
     # -- steps
 
@@ -114,7 +115,7 @@ class Serving:
                 batch.wait()
             except Exception as error:
                 self._batches.remove(batch)
-                outputs += self._fail(batch.rows, error)
+                outputs += self._fail(batch.drop(), error)
         return outputs
 
     def read(self, numbers: Sequence[int]) -> list[RowOutput]:
@@ -124,21 +125,27 @@ class Serving:
         self._reading = [prefill for prefill in self._reading if prefill not in chosen]
         try:
             with self._mx.stream(self._stream):
-                prefill = chosen[0] if len(chosen) == 1 else Prefill(self._loaded.model, rows)
-                prefill.read(self.chunk_tokens)
-                if prefill.unread:
-                    self._reading.insert(numbers[0], prefill)
-                    return []
-                batch = Batch(self._loaded.model, prefill, self._spare_bytes)
+                self._read(chosen, numbers[0])
         except Exception as error:
+            del chosen  # the error keeps what is here
             return self._fail(rows, error)
         try:
             with self._mx.stream(self._stream):
-                self._batches.append(batch)
                 self._gather()
         except Exception as error:
             return self._recover(error)
         return []
+
+    def _read(self, chosen: Sequence[Prefill], place: int) -> None:
+        prefill, *others = chosen
+        if others:
+            rows = [row for each in chosen for row in each.rows]
+            prefill = Prefill(self._loaded.model, rows)
+        prefill.read(self.chunk_tokens)
+        if prefill.unread:
+            self._reading.insert(place, prefill)
+        else:
+            self._batches.append(Batch(self._loaded.model, prefill, self._spare_bytes))
 
     def _packed(self, prefills: list[Prefill]) -> list[Prefill]:
         """Those of the prompts that may be read together: the first, and others that fit it.
@@ -169,7 +176,7 @@ class Serving:
             with self._mx.stream(self._stream):
                 self._step(batch, outputs)
         except Exception as error:
-            outputs += self._fail(batch.rows, error)
+            outputs += self._fail(batch.drop(), error)
         return outputs
 
     def _step(self, batch: Batch, outputs: list[RowOutput]) -> None:
