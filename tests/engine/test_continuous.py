@@ -17,7 +17,9 @@ from tests.engine.conftest import Recorded, open_recorded
 from tests.engine.test_kept import QWEN
 from wiredactors.actors.job import Job
 from wiredactors.actors.model import Model
+from wiredactors.actors.runtime import open_runtime
 from wiredactors.engine.imports import import_mlx_lm
+from wiredactors.engine.mlx_engine import MlxEngine
 from wiredactors.memory.errors import GenerationError
 from wiredactors.memory.policies import WiredMemoryPolicy
 from wiredactors.memory.units import KIB, MIB
@@ -327,6 +329,45 @@ async def test_while_a_long_prompt_is_read_others_keep_half_the_time_and_a_short
     # It waited for the chunk under way and its own, with the steps that were owed between.
     waited = recorded.reports[asked : first["short"]]
     assert count(waited, "prefill") <= 3
+
+
+async def test_the_share_of_rows_that_decode_is_a_parameter(tiny_model: TinyModel) -> None:
+    reports: list[StepReport] = []
+    engine = MlxEngine(pool_bytes=0, decode_share=0.0)
+    with trio.fail_after(60):
+        async with open_runtime(engine=engine, on_step=reports.append) as runtime:
+            model = await runtime.load(tiny_model("llama"), prefill_step_size=64)
+            running = model.start_generation("abc", 1500)
+            await anext(running)
+            await model.start_generation(tiny.prompt_of(1000), 1).wait()
+            await running.aclose()
+    whats = [report.what for report in reports]
+    last = len(whats) - 1 - whats[::-1].index("prefill")
+    # The long prompt in one go: nobody who decodes is owed anything.
+    assert whats[last - 14 : last + 1] == ["prefill"] * 15
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("llama", {"max_kv_size": 64}, "max_kv_size=64 would have no effect"),
+        ("state_space", {"kv_bits": 4}, "kv_bits=4"),
+        ("long_window", {"kv_bits": 8}, "kv_bits=8"),
+    ],
+)
+async def test_a_cache_option_that_the_model_would_ignore_is_refused_at_the_call(
+    tiny_model: TinyModel, name: str, options: dict[str, Any], message: str
+) -> None:
+    with trio.fail_after(60):
+        async with open_recorded() as recorded:
+            model = await recorded.runtime.load(tiny_model(name))
+            with pytest.raises(ValueError, match=message):
+                model.start_generation("abc", 4, **options)
+            with pytest.raises(ValueError, match=message):
+                model.ticket_size("abc", 4, **options)
+            assert model.jobs == ()
+            result = await model.start_generation("abc", 4).wait()
+    assert result.generation_tokens == 4
 
 
 class Watching(WiredMemoryPolicy):
