@@ -380,6 +380,21 @@ def test_a_prompt_that_cannot_be_read_fails_its_row_alone(
     assert list(ends.values()) == [None]
 
 
+def test_where_nothing_fails_nothing_is_read_anew(
+    tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, loaded, cost = loaded_model(tiny_model("llama"))
+    rows = Charged(loaded, cost)
+    monkeypatch.delattr(Serving, "_recover")
+    for number in range(3):
+        rows.insert(4 + number, 3 + number // 2)
+    rows.run()
+    row_id = rows.insert(4, 5)
+    rows.step()
+    rows.remove(row_id)
+    assert rows.serving.pieces == 0
+
+
 @pytest.mark.parametrize("where", ["sampler", "a step", "the prompt"])
 def test_an_error_that_is_kept_keeps_neither_caches_nor_weights(
     tiny_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, where: str

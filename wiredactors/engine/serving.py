@@ -122,11 +122,11 @@ class Serving:
         """Read a chunk of these prompts; at a prompt's end its first token is on its way."""
         chosen = self._packed([self._reading[number] for number in numbers])
         rows = [row for prefill in chosen for row in prefill.rows]
-        self._reading = [prefill for prefill in self._reading if prefill not in chosen]
         try:
             with self._mx.stream(self._stream):
-                self._read(chosen, numbers[0])
+                self._read(chosen, rows)
         except Exception as error:
+            self._forget(chosen)
             del chosen  # the error keeps what is here
             return self._fail(rows, error)
         try:
@@ -136,16 +136,18 @@ class Serving:
             return self._recover(error)
         return []
 
-    def _read(self, chosen: Sequence[Prefill], place: int) -> None:
-        prefill, *others = chosen
-        if others:
-            rows = [row for each in chosen for row in each.rows]
-            prefill = Prefill(self._loaded.model, rows)
+    def _read(self, chosen: Sequence[Prefill], rows: Sequence[Row]) -> None:
+        prefill = chosen[0] if len(chosen) == 1 else Prefill(self._loaded.model, rows)
         prefill.read(self.chunk_tokens)
+        place = self._reading.index(chosen[0])
+        self._forget(chosen)
         if prefill.unread:
             self._reading.insert(place, prefill)
         else:
             self._batches.append(Batch(self._loaded.model, prefill, self._spare_bytes))
+
+    def _forget(self, chosen: Sequence[Prefill]) -> None:
+        self._reading = [prefill for prefill in self._reading if prefill not in chosen]
 
     def _packed(self, prefills: list[Prefill]) -> list[Prefill]:
         """Those of the prompts that may be read together: the first, and others that fit it.
