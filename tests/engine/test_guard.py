@@ -477,31 +477,6 @@ def test_the_owner_may_write_without_the_guard(guard, metal):
     assert metal.writes == [1, 2, 3]
 
 
-def test_owned_writers_are_suppressed_and_not_reported(guard, metal, reports, model):
-    """The runtime's own generators are not foreign."""
-    with guard:
-        with guard.owned():
-            batch = generate.BatchGenerator(model)
-            assert mx.set_wired_limit(5) == BASELINE
-            with guard.owned():
-                pass
-            texts(model)
-        batch.close()
-        assert reports == []
-        mx.set_wired_limit(5)
-    assert reports == [5]
-    assert metal.writes == []
-
-
-def test_owned_holds_for_its_own_thread_only(guard, metal, reports):
-    """A foreign writer elsewhere at that moment is foreign."""
-    with guard, guard.owned():
-        writer = threading.Thread(target=mx.set_wired_limit, args=(600,))
-        writer.start()
-        writer.join()
-    assert reports == [600]
-
-
 def test_a_users_backend_may_write_as_the_owner(guard, metal, reports):
     """Inside `owner()` it calls MLX itself, and reaches it; other threads do not."""
     with guard:

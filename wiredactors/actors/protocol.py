@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from wiredactors.memory.cache_cost import CacheCost
@@ -49,9 +48,6 @@ class Guard(Protocol):
 
     def write(self, limit: int) -> int | None:
         """The owner's own write, in bytes; returns the previous limit."""
-
-    def owned(self) -> AbstractContextManager[None]:
-        """Inside it mlx-lm's writers on this thread are the runtime's own."""
 
 
 class EngineModel(Protocol):

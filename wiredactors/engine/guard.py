@@ -197,19 +197,6 @@ class LimitGuard:
         finally:
             self._thread.owner -= 1
 
-    @contextmanager
-    def owned(self) -> Iterator[None]:
-        """Take mlx-lm's writers on this thread for the owner's own: suppressed, not reported.
-
-        For the runtime, which makes BatchGenerators itself. Hold it on the device thread, round
-        the call; never across an `await`, which would lend it to other tasks.
-        """
-        self._thread.owned += 1
-        try:
-            yield
-        finally:
-            self._thread.owned -= 1
-
     def _take(self, executed: str = "") -> None:
         """Replace the writers in every module; learn them anew where `executed` has made them.
 
@@ -255,8 +242,6 @@ class LimitGuard:
             self._tell(recommended)
 
     def _tell(self, limit: Any) -> None:
-        if self._thread.owned:
-            return
         try:
             wanted = int(limit)
         except Exception:
@@ -267,7 +252,6 @@ class LimitGuard:
 
 class _Thread(threading.local):
     owner = 0
-    owned = 0
 
 
 def _imported(name: str) -> None:

@@ -134,11 +134,10 @@ class PromptTooLong(WiredMemoryError):
 
 
 class GenerationError(WiredMemoryError):
-    """The engine failed at a job. Other batches go on.
+    """The engine failed at a job. The others go on.
 
-    A step that fails (in the model, or in one row's sampler) fails every job of its batch: all of
-    the model that share its bucket. What is a job's alone (joining, its text, its stop text) fails
-    that job only.
+    What is a job's alone (its sampler, its processors, its text) fails that job only. Where a step
+    that several share fails, each goes on from its tokens by itself, and fails if that fails again.
     """
 
 
