@@ -64,6 +64,15 @@ def kv_bytes(path: Path, tokens: int) -> int:
     return truth.measure(path, token_count=tokens, prefill_step_size=STEP).kv_bytes
 
 
+@pytest.mark.parametrize("name", ["gemma2", "phi3small"])
+def test_a_model_whose_code_takes_one_row_only_is_sized_for_that(name: str) -> None:
+    model = draw_config(CONFIGS[name]).model
+    one, several = (
+        step_workspace(model, prefill_step_size=16, rows=rows, context=640) for rows in (1, 32)
+    )
+    assert several == one
+
+
 class TestRows:
     @pytest.mark.parametrize("name", ["llama", "experts"])
     def test_keys_and_values_are_counted_by_the_step(

@@ -236,7 +236,13 @@ def step_workspace(model: Any, *, prefill_step_size: int, rows: int, context: in
             tracer.step(1, step)
             prompt = prefill(tracer, step)
         tracer = new_tracer(rows)
-        tracer.step(rows, 1, logits=True)
+        try:
+            tracer.step(rows, 1, logits=True)
+        except Unrecordable:
+            raise
+        except Exception:  # several rows are too much for its code, so each runs alone
+            rows, tracer = 1, new_tracer()
+            tracer.step(1, 1, logits=True)
         batch = workspace_at_end(
             tracer, rows=rows, tokens=1, context=context, chunk=step, logits=True
         )
