@@ -61,8 +61,8 @@ class Batch:
         self._hold(prefill.rows)
         if len(self.rows) > 1:
             settling = Settling(spare_bytes)
-            for layer, cache in enumerate(self._caches):
-                self._caches[layer] = _settle(cache, self.rows, settling)
+            for layer in range(len(self._caches)):  # enumerate would hold on to the last one
+                self._caches[layer] = _settle(self._caches[layer], self.rows, settling)
             settling.finish()
         self._launch(self._mx.array(prefill.last_tokens))
         if self.rows[0].fed == 1:  # nothing had been read before
