@@ -299,8 +299,17 @@ class MlxEngine:
 
     @contextlib.contextmanager
     def _reported(self, model: str, what: str) -> Any:
-        """Measure a piece of work and hand its outputs over, once, with the report of it."""
+        """Hand over the outputs of a piece of work, once, with the report of it if somebody asks.
+
+        A report takes a dozen calls of MLX, and the next step waits for them.
+        """
         work = _Work()
+        if self._on_step is None:
+            try:
+                yield work
+            finally:
+                self._hand_over_later(work.outputs)
+            return
         self._meter.start()
         try:
             yield work
@@ -310,7 +319,7 @@ class MlxEngine:
             self.device.deliver(self._hand_over, work.outputs, report)
 
     def _hand_over_later(self, outputs: list[RowOutput]) -> None:
-        """From the device thread: what became of rows outside of a step of theirs."""
+        """From the device thread: what became of rows, without a report."""
         if outputs:
             self.device.deliver(self._hand_over, outputs, None)
 
