@@ -102,7 +102,7 @@ def plan_load(path: Path, options: LoadOptions, *, on_cpu: bool) -> LoadPlan:
 
     Raises:
         ModelLoadError: the files are missing, truncated, corrupted, or of an unknown architecture,
-            the model's caches cannot be shared by several jobs, or its step cannot be predicted.
+            or its step cannot be predicted.
     """
     options = attrs.evolve(
         options,

@@ -1,7 +1,7 @@
 """What finished jobs teach about the next ones: how far predictions of their caches were off.
 
-A ratio is usually well below one: a row is charged for the longest that it can become, at its
-bucket's end and with a copy of a layer for moments when rows join or leave, and most answers stop
+A ratio is usually well below one: a row is charged for the longest that it can become, in whole
+steps and with a copy of a layer for moments when rows join or leave, and most answers stop
 early in a cache that needs no copy then. That costs admission, never memory, and the prediction
 error that events carry shows it. A ratio above one means that the prediction missed something:
 then the next rows are charged so much more.
