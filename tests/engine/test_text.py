@@ -38,8 +38,8 @@ def spoken(tokenizer: Any, tokens: list[int], *stop: str) -> tuple[list[RowOutpu
         output, stopped = row.add(token)
         outputs.append(output)
         if stopped:
-            return [*outputs, row.finish("stop", 0, flush=False)], True
-    return [*outputs, row.finish("length", 0)], False
+            return [*outputs, row.finish("stop", flush=False)], True
+    return [*outputs, row.finish("length")], False
 
 
 def text_of(outputs: list[RowOutput]) -> str:
