@@ -445,7 +445,7 @@ async def test_others_do_not_leak_into_it(bounded, tiny_model):
         other = await recorded.runtime.load(tiny_model("experts"), name="other")
         texts = []
         for crowded in (False, True):
-            async with other.generate(tiny.prompt_of(40), 400) as job:
+            async with other.generate(tiny.prompt_of(40), 1500) as job:
                 text = ""
                 async for chunk in job:
                     text += chunk.text
