@@ -62,7 +62,7 @@ async def complete(model: Model, prompt: Any, max_tokens: int = ANSWER, **option
 
 def busy(recorded: Recorded) -> bool:
     """Whether the engine has rows."""
-    return any(serving.pieces for serving in recorded.engine._serving.values())
+    return any(serving._rows for serving in recorded.engine._serving.values())
 
 
 def nothing_is_held(recorded: Recorded) -> bool:
