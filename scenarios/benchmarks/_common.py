@@ -25,28 +25,44 @@ def smollm2() -> Path:
     return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def options(description: str | None, model: str, rounds: int = 5) -> argparse.ArgumentParser:
-    """A parser with the options that the benchmarks on random models have in common."""
-    from _models import SHAPES
+class Options(argparse.ArgumentParser):
+    """The command line of a benchmark on random models, with what they all have in common."""
 
-    # Nothing here is on a hub, and nothing is looked for there.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=rounds, help="how often all is measured")
-    parser.add_argument(
-        "--model", choices=sorted(SHAPES), default=model, help="the random model's shape"
-    )
-    parser.add_argument(
-        "--folder", type=Path, default=None, help="where the models lie; None is a temporary place"
-    )
-    return parser
+    def __init__(self, description: str | None, model: str = "small", rounds: int = 5):
+        from _models import SHAPES
 
+        # Nothing here is on a hub, and nothing is looked for there.
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        super().__init__(
+            description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        self._by_size: dict[str, tuple[Any, Any]] = {}
+        self.add_argument("--rounds", type=int, default=rounds, help="how often all is measured")
+        self.add_argument(
+            "--model", choices=sorted(SHAPES), default=model, help="the random model's shape"
+        )
+        self.add_argument(
+            "--folder",
+            type=Path,
+            default=None,
+            help="where the models lie; None is a temporary place",
+        )
 
-def for_size(small: object, large: object) -> str:
-    """The help of an option whose default depends on the model."""
-    return f"left out: {small}, and {large} for the large models"
+    def add_by_size(self, name: str, small: Any, large: Any, **options: Any) -> None:
+        """An option whose default depends on the model."""
+        text = f"left out: {small}, and {large} for the large models"
+        action = self.add_argument(name, type=int, help=text, **options)
+        self._by_size[action.dest] = (small, large)
+
+    def read(self) -> argparse.Namespace:
+        """What was given, with every default filled in."""
+        from _models import LARGE
+
+        given = self.parse_args()
+        for name, defaults in self._by_size.items():
+            if getattr(given, name) is None:
+                setattr(given, name, defaults[given.model in LARGE])
+        return given
 
 
 def compared(

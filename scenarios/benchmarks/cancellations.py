@@ -14,8 +14,8 @@ from typing import Any
 
 import attrs
 import trio
-from _common import for_size, options, report
-from _models import LARGE, SMALLER, make_model, prompt_of
+from _common import Options, report
+from _models import SMALLER, make_model, prompt_of
 
 import wiredactors as wa
 
@@ -214,19 +214,18 @@ def tickets_of(runtime: wa.Runtime) -> set[Any]:
 
 
 if __name__ == "__main__":
-    parser = options(__doc__, "small")
+    parser = Options(__doc__)
     parser.add_argument("--cancellations", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--prompt-tokens", type=int, help=for_size(96, 1024))
-    parser.add_argument("--tokens", type=int, help=for_size(24, 64))
-    given = parser.parse_args()
-    large = given.model in LARGE
+    parser.add_by_size("--prompt-tokens", 96, 1024)
+    parser.add_by_size("--tokens", 24, 64)
+    given = parser.read()
     trio.run(
         main,
         given.model,
         given.folder,
         given.cancellations,
         given.seed,
-        given.prompt_tokens or (1024 if large else 96),
-        given.tokens or (64 if large else 24),
+        given.prompt_tokens,
+        given.tokens,
     )

@@ -13,8 +13,8 @@ from typing import Any
 import attrs
 import trio
 from _bare import served
-from _common import compared, for_size, options, report
-from _models import LARGE, make_model, prompt_of
+from _common import Options, compared, report
+from _models import make_model, prompt_of
 from _serving import Sizes, sizes_of
 
 import wiredactors as wa
@@ -120,18 +120,17 @@ async def main(
 
 
 if __name__ == "__main__":
-    parser = options(__doc__, "small")
+    parser = Options(__doc__)
     parser.add_argument("--jobs", type=int, default=16)
-    parser.add_argument("--prompt-tokens", type=int, help=for_size(32, 512))
-    parser.add_argument("--tokens", type=int, help=for_size(32, 128))
-    given = parser.parse_args()
-    large = given.model in LARGE
+    parser.add_by_size("--prompt-tokens", 32, 512)
+    parser.add_by_size("--tokens", 32, 128)
+    given = parser.read()
     trio.run(
         main,
         given.model,
         given.folder,
         given.rounds,
         given.jobs,
-        given.prompt_tokens or (512 if large else 32),
-        given.tokens or (128 if large else 32),
+        given.prompt_tokens,
+        given.tokens,
     )

@@ -16,8 +16,8 @@ from typing import Any
 
 import attrs
 import trio
-from _common import for_size, options, report
-from _models import LARGE, SMALLER, make_model, prompt_of
+from _common import Options, report
+from _models import SMALLER, make_model, prompt_of
 
 import wiredactors as wa
 
@@ -218,17 +218,17 @@ async def main(
 
 
 if __name__ == "__main__":
-    parser = options(__doc__, "small")
-    parser.add_argument("--jobs", type=int, help=for_size(4, 8))
+    parser = Options(__doc__)
+    parser.add_by_size("--jobs", 4, 8)
     parser.add_argument("--prompt-tokens", type=int, default=4096)
     parser.add_argument("--window", type=float, default=2.0, help="seconds of saturation")
-    given = parser.parse_args()
+    given = parser.read()
     trio.run(
         main,
         given.model,
         given.folder,
         given.rounds,
-        given.jobs or (8 if given.model in LARGE else 4),
+        given.jobs,
         given.prompt_tokens,
         given.window,
     )

@@ -16,8 +16,8 @@ from typing import Any
 
 import attrs
 import trio
-from _common import compared, for_size, options, report, share_of
-from _models import LARGE, SHAPES, SMALLER, make_model, prompt_of
+from _common import Options, compared, report, share_of
+from _models import SHAPES, SMALLER, make_model, prompt_of
 from _serving import Answer, Memory, Server, runtime_server, stock_server, watched
 
 import wiredactors as wa
@@ -226,37 +226,35 @@ async def main(
 
 
 if __name__ == "__main__":
-    parser = options(__doc__, "small")
+    parser = Options(__doc__)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16])
-    parser.add_argument("--prompt-tokens", type=int, help=for_size(16, 512))
-    parser.add_argument("--tokens", type=int, help=for_size(32, 128))
+    parser.add_by_size("--prompt-tokens", 16, 512)
+    parser.add_by_size("--tokens", 32, 128)
     parser.add_argument("--requests", type=int, default=8, help="to each of two models")
     parser.add_argument(
         "--two-models",
         choices=sorted(SHAPES),
         nargs=2,
-        help=for_size("both wordy", "a smaller one"),
+        help="left out: both wordy, and a smaller one for the large models",
     )
-    parser.add_argument("--two-tokens", type=int, help=for_size(8, 32))
+    parser.add_by_size("--two-tokens", 8, 32)
     parser.add_argument("--memory-clients", type=int, default=16)
-    parser.add_argument("--memory-prompt-tokens", type=int, help=for_size(32, 512))
-    parser.add_argument("--memory-tokens", type=int, help=for_size(32, 128))
-    given = parser.parse_args()
-    large = given.model in LARGE
-    prompt_tokens = given.prompt_tokens or (512 if large else 16)
+    parser.add_by_size("--memory-prompt-tokens", 32, 512)
+    parser.add_by_size("--memory-tokens", 32, 128)
+    given = parser.read()
     trio.run(
         main,
         given.model,
         given.folder,
         given.rounds,
         given.clients,
-        Load(prompt_tokens, given.tokens or (128 if large else 32)),
+        Load(given.prompt_tokens, given.tokens),
         given.two_models or PAIRS.get(given.model, (given.model, SMALLER[given.model])),
-        Load(prompt_tokens, given.two_tokens or (32 if large else 8)),
+        Load(given.prompt_tokens, given.two_tokens),
         given.requests,
         Load(
-            given.memory_prompt_tokens or (512 if large else 32),
-            given.memory_tokens or (128 if large else 32),
+            given.memory_prompt_tokens,
+            given.memory_tokens,
         ),
         given.memory_clients,
     )

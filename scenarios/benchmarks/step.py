@@ -15,8 +15,8 @@ from typing import Any
 import attrs
 import trio
 from _bare import Bare, load_bare
-from _common import for_size, options, report
-from _models import LARGE, make_model, prompt_of
+from _common import Options, report
+from _models import make_model, prompt_of
 
 import wiredactors as wa
 
@@ -250,20 +250,19 @@ async def main(
 
 
 if __name__ == "__main__":
-    parser = options(__doc__, "small")
+    parser = Options(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--prompt-tokens", type=int, help=for_size(16, 512))
-    parser.add_argument("--steps", type=int, help=for_size(8, 64))
-    parser.add_argument("--copy-mib", type=int, help=for_size(256, 2048))
-    given = parser.parse_args()
-    large = given.model in LARGE
+    parser.add_by_size("--prompt-tokens", 16, 512)
+    parser.add_by_size("--steps", 8, 64)
+    parser.add_by_size("--copy-mib", 256, 2048)
+    given = parser.read()
     trio.run(
         main,
         given.model,
         given.folder,
         given.rounds,
         given.rows,
-        given.prompt_tokens or (512 if large else 16),
-        given.steps or (64 if large else 8),
-        given.copy_mib or (2048 if large else 256),
+        given.prompt_tokens,
+        given.steps,
+        given.copy_mib,
     )

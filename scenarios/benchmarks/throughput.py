@@ -14,8 +14,8 @@ from typing import Any
 
 import trio
 from _bare import Bare, alternated, batched, load_bare, one_after_another, served
-from _common import PROMPT, compared, for_size, options, report, smollm2
-from _models import LARGE, SMALLER, make_model, prompt_of
+from _common import PROMPT, Options, compared, report, smollm2
+from _models import SMALLER, make_model, prompt_of
 
 import wiredactors as wa
 
@@ -162,20 +162,19 @@ async def main(
 
 
 if __name__ == "__main__":
-    parser = options(__doc__, "small")
-    parser.add_argument("--jobs", type=int, nargs="+", help=for_size([1, 4, 8, 16], [1, 8, 32]))
-    parser.add_argument("--prompt-tokens", type=int, help=for_size(16, 512))
-    parser.add_argument("--tokens", type=int, help=for_size(24, 128))
+    parser = Options(__doc__)
+    parser.add_by_size("--jobs", [1, 4, 8, 16], [1, 8, 32], nargs="+")
+    parser.add_by_size("--prompt-tokens", 16, 512)
+    parser.add_by_size("--tokens", 24, 128)
     parser.add_argument("--smollm2-jobs", type=int, default=2, help="0 leaves SmolLM2 out")
-    given = parser.parse_args()
-    large = given.model in LARGE
+    given = parser.read()
     trio.run(
         main,
         given.model,
         given.folder,
         given.rounds,
-        given.jobs or ([1, 8, 32] if large else [1, 4, 8, 16]),
-        given.prompt_tokens or (512 if large else 16),
-        given.tokens or (128 if large else 24),
+        given.jobs,
+        given.prompt_tokens,
+        given.tokens,
         given.smollm2_jobs,
     )

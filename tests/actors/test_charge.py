@@ -16,26 +16,17 @@ import trio
 from trio.testing import MockClock
 
 import wiredactors as wa
+from tests.actors.modelled import MODEL, PROMPT, ROW
 from wiredactors.actors.broadcast import EventStream
 from wiredactors.memory.cache_cost import CacheCost
 from wiredactors.scheduling.requests import CacheOptions
 from wiredactors.testing import ModelledEngine, ModelledModel, RecordingBackend
 
-ROW = 10 * wa.MIB
-MODEL = ModelledModel(
-    weight_bytes=100 * wa.MIB,
-    workspace_bytes=10 * wa.MIB,
-    kv_bytes_per_token=40 * wa.KIB,
-    load_seconds=0,
-    prefill_tokens_per_second=100,
-    step_seconds=1,
-)
 SOURCES = {
     "exact": MODEL,
     "greedy": attrs.evolve(MODEL, unpredicted_bytes=ROW // 4),
     "brief": attrs.evolve(MODEL, answer_tokens=3),
 }
-PROMPT = "x" * 100
 LEARNED = {"predicted_bytes", "observed_bytes", "prediction_error", "correction"}
 
 
@@ -246,7 +237,8 @@ async def test_a_row_is_charged_by_how_its_cache_is_kept(autojump_clock: MockClo
             share = 1 if options.kv_bits is None else 4
             return CacheCost(fixed_bytes=0, step_bytes=ROW // share, copy_bytes=0)
 
-        model._ready.loaded.row_cost = row_cost  # type: ignore[method-assign]
+        loaded: Any = model._ready.loaded
+        loaded.row_cost = row_cost
         quantized = {"kv_bits": 4, "kv_group_size": 32}
         assert model.ticket_size(PROMPT, 2) == ROW
         assert model.ticket_size(PROMPT, 2, **quantized) == ROW // 4

@@ -19,20 +19,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import wiredactors as wa
+from tests.actors.modelled import BASE, MODEL, PROMPT, ROW
 from wiredactors.scheduling.requests import RowOutput, RowRequest
 from wiredactors.testing import ModelledEngine, ModelledModel, RecordingBackend
 
-ROW = 10 * wa.MIB
-BASE = 110 * wa.MIB
-MODEL = ModelledModel(
-    weight_bytes=100 * wa.MIB,
-    workspace_bytes=10 * wa.MIB,
-    kv_bytes_per_token=40 * wa.KIB,
-    load_seconds=0,
-    prefill_tokens_per_second=100,
-    step_seconds=1,
-)
-PROMPT = "x" * 100
 TOO_LONG = "x" * 300  # two steps of 256 tokens, of which most tests have one
 LIVE = ["weights/model", "workspace"]
 
@@ -73,7 +63,8 @@ class House:
 
 def submits(model: wa.Model, submit: Callable[..., None]) -> None:
     """`submit(request, deliver)` takes the place of the engine's."""
-    model._ready.loaded.submit = submit  # type: ignore[method-assign]
+    loaded: Any = model._ready.loaded
+    loaded.submit = submit
 
 
 # -- started, held and waited for
@@ -170,14 +161,15 @@ async def test_what_is_wrong_with_the_arguments_is_raised_at_once(
     house = House()
     reservation = wa.WiredSumPolicy().ticket(ROW, kind="reservation")
     async with house.opened() as model:
-        for wrong in (
+        refused: list[dict[str, Any]] = [
             {"max_tokens": 0},
             {"top_logprobs": -1},
             {"kv_bits": 7},
             {"wired_memory_ticket": reservation},
-        ):
+        ]
+        for wrong in refused:
             with pytest.raises(ValueError, match="must be"):
-                model.start_generation(PROMPT, **wrong)  # type: ignore[arg-type]
+                model.start_generation(PROMPT, **wrong)
         with pytest.raises(wa.PromptTooLong):
             model.start_generation("x" * 4096)
         assert model.jobs == ()

@@ -17,20 +17,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import wiredactors as wa
+from tests.actors.modelled import BASE, MODEL, PROMPT, ROW
 from wiredactors.actors.broadcast import EventStream
 from wiredactors.testing import ModelledEngine, ModelledModel, RecordingBackend
-
-ROW = 10 * wa.MIB
-BASE = 110 * wa.MIB
-MODEL = ModelledModel(
-    weight_bytes=100 * wa.MIB,
-    workspace_bytes=10 * wa.MIB,
-    kv_bytes_per_token=40 * wa.KIB,
-    load_seconds=0,
-    prefill_tokens_per_second=100,
-    step_seconds=1,
-)
-PROMPT = "x" * 100
 
 
 class House:

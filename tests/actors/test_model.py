@@ -236,7 +236,8 @@ async def test_every_option_of_a_load_reaches_the_engine(autojump_clock: MockClo
         plans.append(plan)
         return await load(name, plan, *more)
 
-    house.engine.load = noted  # type: ignore[method-assign]
+    engine: Any = house.engine
+    engine.load = noted
     async with house.opened() as runtime:
         await runtime.load("small", margin=M, **options)
         assert attrs.asdict(plans[0].options) == options | {"margin_bytes": M}

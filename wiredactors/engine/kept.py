@@ -139,7 +139,7 @@ def check_kinds(model: Any, options: Kept, make: MakeCaches) -> None:
     for cache in caches:
         try:
             cache.to_quantized(bits=options.kv_bits)
-        except NotImplementedError:
+        except NotImplementedError:  # mlx-lm's windows have the method, and only refuse in it
             refusing.add(type(cache).__name__)
         except AttributeError:  # mlx-lm leaves these as they are
             kinds.discard(type(cache).__name__)
