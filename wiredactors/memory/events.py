@@ -39,9 +39,11 @@ class EventKind(enum.StrEnum):
     POLICY_FAILED = enum.auto()
     CONFIGURATION_UPDATED = enum.auto()
 
+    MODEL_QUEUED = enum.auto()
     MODEL_LOADING = enum.auto()
     MODEL_PROGRESS = enum.auto()
     MODEL_READY = enum.auto()
+    MODEL_DRAINING = enum.auto()
     MODEL_FAILED = enum.auto()
     MODEL_UNLOADED = enum.auto()
     JOB_QUEUED = enum.auto()
