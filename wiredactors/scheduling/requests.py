@@ -96,6 +96,25 @@ class CacheOptions:
 
 
 @attrs.frozen(kw_only=True)
+class GenerationRequest:
+    """What a job asks of a model, whether that is loaded or not.
+
+    Attributes:
+        prompt: text, or chat messages.
+        max_tokens: tokens to generate at most, at least 1.
+        sampling: how tokens are chosen.
+        cache: how its cache is kept, where not as the model's own.
+        priority: larger goes first among those that wait.
+    """
+
+    prompt: Prompt
+    max_tokens: int = attrs.field(default=128, validator=checks.positive)
+    sampling: SamplingParameters = SamplingParameters()
+    cache: CacheOptions = CacheOptions()
+    priority: int = 0
+
+
+@attrs.frozen(kw_only=True)
 class RowRequest:
     """One sequence for a model's batch.
 
