@@ -104,8 +104,13 @@ class EngineModel(Protocol):
         What it made has been freed when it returns. Cancellable between two chunks.
         """
 
-    async def unload(self) -> None:
-        """Let the weights go. Not cancellable."""
+    async def unload(self) -> int:
+        """Let the weights go; returns how many of their bytes did not come back. Not cancellable.
+
+        That is 0 normally. Otherwise somebody still holds arrays of it, and the engine has looked
+        again for about a second, while other models went on with their steps. Rows that are still
+        there end with a `GenerationError`, and so does one that is submitted afterwards.
+        """
 
 
 class Engine(Protocol):
@@ -129,12 +134,16 @@ class Engine(Protocol):
 
     async def plan(self, source: str, options: LoadOptions) -> LoadPlan:
         """What a load will take, before anything is loaded, with all of the options filled in
-        that the device decides. Raises ModelLoadError."""
+        that the device decides. Raises ModelLoadError.
+
+        Asked again for the same it answers quickly, unless the source has changed.
+        """
 
     async def load(
         self, name: str, plan: LoadPlan, progress: Callable[[int, int], object]
     ) -> EngineModel:
         """Load as planned; `progress(done, total)` in bytes comes on the trio thread.
 
-        When it raises, or is cancelled, nothing of the model is left. Raises ModelLoadError.
+        When it raises, or is cancelled, nothing of the model is left. The name is free: it was
+        never loaded, or `unload` has returned. Raises ModelLoadError.
         """

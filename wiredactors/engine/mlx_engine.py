@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import trio
 
 from wiredactors.engine.backend import DeviceMemory, QuietLimitBackend, device_memory
@@ -31,7 +32,7 @@ from wiredactors.engine.row_costs import measure_rows
 from wiredactors.engine.serving import Serving
 from wiredactors.engine.store import MeasurementStore
 from wiredactors.engine.tuning import run_prefill
-from wiredactors.memory.errors import GenerationError
+from wiredactors.memory.errors import GenerationError, ModelNotLoaded
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.units import MIB
 from wiredactors.scheduling.requests import (
@@ -49,6 +50,14 @@ DEFAULT_POOL_BYTES = 128 * MIB
 #: A little more than half of the time, so that running jobs keep half of their token rate: a step
 #: is a few per cent slower after a chunk than after another step.
 DEFAULT_DECODE_SHARE = 0.55
+
+#: Less than this may be missing after an unload: MLX gives a request a freed buffer that is up to
+#: two pages larger, and a step of the other models keeps a few small arrays.
+_LEFT_TOLERANCE_BYTES = 4 * MIB
+
+#: After these pauses, a second in all, an unload looks again for what did not come back: an error
+#: or a cycle of another thread may hold it a moment longer.
+_LOOK_AGAIN_SECONDS = (0.05, 0.1, 0.2, 0.3, 0.35)
 
 
 class MlxEngine:
@@ -168,7 +177,7 @@ class MlxEngine:
             loaded = load(plan, advance)
             assert plan.options.prefill_step_size is not None
             costs = measure_rows(loaded.model, plan.options.prefill_step_size)
-            weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
+            weights = self._weight_bytes(loaded)
             self._mx.clear_cache()
         model = MlxModel(
             self,
@@ -184,18 +193,54 @@ class MlxEngine:
         self._serving[name] = Serving(loaded, costs.of, plan.workspace_bytes // 2)
         return model
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str) -> int:
         with trio.CancelScope(shield=True):
-            await self.device.run(functools.partial(self._unload, name))
+            left = await self.device.run(functools.partial(self._unload, name))
+            for seconds in _LOOK_AGAIN_SECONDS:
+                if left is None:
+                    return 0
+                # Not on the device thread: the others' steps go on meanwhile.
+                await trio.sleep(seconds)
+                left = await self.device.run(functools.partial(self._look_again, left))
+        return 0 if left is None else left.size
 
-    def _unload(self, name: str) -> None:
+    def _unload(self, name: str) -> _Leftover | None:
+        """Let a model go; what has not come back of its weights, if that is worth a word."""
         serving = self._serving.pop(name, None)
         if serving is not None:
-            serving.close()
-        self._models.pop(name, None)
+            self._hand_over_later(serving.close())
+        self._synchronize()  # so that nothing but the weights changes between the two readings
+        before = self._mx.get_active_memory()
+        loaded = self._models.pop(name, None)
+        weights = 0 if loaded is None else self._weight_bytes(loaded)
+        del serving, loaded
         self._knowledge.forget(name)
+        self._collect()
+        size = weights - (before - self._mx.get_active_memory())
+        if size <= _LEFT_TOLERANCE_BYTES:
+            return None
+        return _Leftover(size, beside=self._unaccounted() - size)
+
+    def _look_again(self, left: _Leftover) -> _Leftover | None:
+        self._collect()
+        size = self._unaccounted() - left.beside
+        return None if size <= _LEFT_TOLERANCE_BYTES else _Leftover(size, left.beside)
+
+    def _collect(self) -> None:
         gc.collect()
         self._mx.clear_cache()
+
+    def _unaccounted(self) -> int:
+        """Active memory that belongs to no loaded model, and to none of its rows."""
+        for serving in self._serving.values():
+            self._hand_over_later(serving.wait())
+        self._synchronize()
+        caches = sum(serving.held_bytes for serving in self._serving.values())
+        weights = sum(map(self._weight_bytes, self._models.values()))
+        return int(self._mx.get_active_memory()) - caches - weights
+
+    def _weight_bytes(self, loaded: LoadedModel) -> int:
+        return int(self._mx.get_array_buffer_size(loaded.model.parameters()))
 
     # -- measuring
 
@@ -209,8 +254,9 @@ class MlxEngine:
 
     def _predict(self, name: str, parameters: TuneParameters) -> WiredMemoryMeasurement:
         loaded = self._models[name]
-        weights = int(self._mx.get_array_buffer_size(loaded.model.parameters()))
-        blueprint = Blueprint(model=loaded.model, config=loaded.config, weight_bytes=weights)
+        blueprint = Blueprint(
+            model=loaded.model, config=loaded.config, weight_bytes=self._weight_bytes(loaded)
+        )
         return estimate_blueprint(blueprint, parameters)
 
     async def tune(
@@ -262,6 +308,8 @@ class MlxEngine:
 
     def _insert(self, name: str, request: RowRequest) -> None:
         try:
+            if name not in self._serving:
+                raise ModelNotLoaded(f"{name} was unloaded")
             self._serving[name].insert(request)
         except Exception as error:
             failure = GenerationError(f"row {request.row_id} could not join: {error!r}")
@@ -337,6 +385,17 @@ class MlxEngine:
                 self._delivers.pop(output.row_id, None)
             if deliver is not None:
                 deliver(output)
+
+
+@attrs.frozen
+class _Leftover:
+    """What has not come back of an unloaded model. Sizes are bytes.
+
+    `beside`: what else no loaded model accounts for, such as arrays of the user's.
+    """
+
+    size: int
+    beside: int
 
 
 class TuneAborted(Exception):

@@ -32,7 +32,7 @@ class Server(Protocol):
         self, name: str, parameters: TuneParameters, *, remeasure: bool
     ) -> WiredMemoryMeasurement: ...
 
-    async def unload(self, name: str) -> None: ...
+    async def unload(self, name: str) -> int: ...
 
 
 class MlxModel:
@@ -92,5 +92,5 @@ class MlxModel:
         """
         return await self._server.tune(self._name, parameters, remeasure=remeasure)
 
-    async def unload(self) -> None:
-        await self._server.unload(self._name)
+    async def unload(self) -> int:
+        return await self._server.unload(self._name)

@@ -50,6 +50,11 @@ class Prefill:
         [row] = self.rows
         return Member(row, len(row.tokens) - 1, row.request.total_tokens)
 
+    def held_bytes(self) -> int:
+        """What its caches have allocated; nothing is known before it has begun."""
+        mx = import_mlx()
+        return int(mx.get_array_buffer_size([cache.state for cache in self.caches]))
+
     def read(self, most: int) -> None:
         """Read the next `most` tokens, or what is left. Several prompts are read whole."""
         count = min(most, self.unread)

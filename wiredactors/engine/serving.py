@@ -19,7 +19,7 @@ from wiredactors.engine.loading import LoadedModel
 from wiredactors.engine.prefill import Prefill
 from wiredactors.engine.row import Row
 from wiredactors.memory.cache_cost import CacheCost
-from wiredactors.memory.errors import GenerationError
+from wiredactors.memory.errors import GenerationError, ModelNotLoaded
 from wiredactors.scheduling.grouping import Grouping, Member
 from wiredactors.scheduling.requests import CacheOptions, RowOutput, RowRequest
 
@@ -98,12 +98,25 @@ class Serving:
             return share, self._recover(error)
         return share, []
 
-    def close(self) -> None:
-        """Drop everything, also for those who hold on to it: errors that somebody keeps."""
+    @property
+    def held_bytes(self) -> int:
+        """What its rows' caches have allocated, once `wait` has returned."""
+        reading = sum(prefill.held_bytes() for prefill in self._reading if prefill.begun)
+        return reading + sum(batch.held_bytes() for batch in self._batches)
+
+    def close(self) -> list[RowOutput]:
+        """Drop everything, also for those who hold on to it: errors that somebody keeps.
+
+        Returns the ends of the rows that were still there.
+        """
+        outputs = [
+            _failure(row, ModelNotLoaded("its model was unloaded")) for row in self._rows.values()
+        ]
         self._rows.clear()
         self._reading.clear()
         self._batches.clear()
         del self._loaded
+        return outputs
 
     # -- steps
 

@@ -6,6 +6,7 @@ and which rows share one, is decided by the same code. It imports only trio and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import attrs
@@ -78,6 +79,7 @@ class ModelledEngine:
         self._models = self._memory.models
         self._schedule = Schedule(decode_share)
         self._failures: dict[str, tuple[int, Exception]] = {}
+        self._loads: Counter[tuple[str, ModelledModel]] = Counter()
 
     # -- for tests
 
@@ -104,8 +106,17 @@ class ModelledEngine:
 
     @property
     def held_bytes(self) -> int:
-        """Weights and caches, as padded in their batches, and of a load its peak."""
+        """Weights and caches, as padded in their batches, of a load its peak, and leftovers."""
         return self._memory.held_bytes
+
+    @property
+    def leftover_bytes(self) -> int:
+        """What did not come back of models that were unloaded; set it to 0 to let it come back."""
+        return self._memory.leftover_bytes
+
+    @leftover_bytes.setter
+    def leftover_bytes(self, size: int) -> None:
+        self._memory.leftover_bytes = size
 
     @property
     def charged_bytes(self) -> int:
@@ -131,6 +142,7 @@ class ModelledEngine:
             await self._closed.wait()
         self._recorder.record("close", "")
         self._models.clear()
+        self._memory.leftover_bytes = 0
 
     def limit_backend(self, guard: Guard) -> LimitBackend | None:
         return self._quiet
@@ -152,6 +164,8 @@ class ModelledEngine:
         model = self.sources.get(source)
         if model is None:
             raise ModelLoadError(f"there is no model {source!r}: {sorted(self.sources)} are")
+        if model.plan_error is not None:
+            raise model.plan_error
         margin = model.margin_bytes if options.margin_bytes is None else options.margin_bytes
         step = options.prefill_step_size or model.prefill_step_size
         return LoadPlan(
@@ -168,6 +182,7 @@ class ModelledEngine:
     ) -> _LoadedModel:
         model = self.sources[plan.source]
         async with self._device:
+            error = self._load_error(plan.source, model)
             granted = self._recorder.granted()
             began = trio.current_time()
             self._memory.loading[name] = model
@@ -178,8 +193,8 @@ class ModelledEngine:
                         await trio.sleep(model.load_seconds / _LOAD_PARTS)
                     await trio.lowlevel.checkpoint_if_cancelled()
                     progress(model.weight_bytes * part // _LOAD_PARTS, model.weight_bytes)
-                if model.load_error is not None:
-                    raise model.load_error
+                if error is not None:
+                    raise error
                 self._recorder.report(name, "load", 0, began, self.held_bytes, granted)
             finally:
                 del self._memory.loading[name]
@@ -187,11 +202,24 @@ class ModelledEngine:
         correction = self.corrections.setdefault(plan.source, Correction())
         return _LoadedModel(self, name, model, correction)
 
-    async def unload(self, name: str) -> None:
+    def _load_error(self, source: str, model: ModelledModel) -> Exception | None:
+        """How the load ends that begins now."""
+        number = self._loads[source, model]
+        self._loads[source, model] += 1
+        return model.load_errors[number] if number < len(model.load_errors) else model.load_error
+
+    async def unload(self, name: str) -> int:
         with trio.CancelScope(shield=True):
             async with self._device:
+                rows = self._models[name]
+                for row in list(rows):
+                    self._let_go(name, row)
+                    row.deliver(_gone(name, row.request.row_id))
+                await trio.sleep(rows.model.unload_seconds)
                 self._recorder.record("unload", name)
                 del self._models[name]
+                self._memory.leftover_bytes += rows.model.leftover_bytes
+        return rows.model.leftover_bytes
 
     async def tune(self, name: str, parameters: TuneParameters) -> WiredMemoryMeasurement:
         model = self._models[name].model
@@ -215,6 +243,9 @@ class ModelledEngine:
     def submit(
         self, name: str, request: RowRequest, deliver: Callable[[RowOutput], object]
     ) -> None:
+        if name not in self._models:
+            deliver(_gone(name, request.row_id))
+            return
         self._models[name].add(Row(request, deliver))
         self._recorder.record("submit", name, request.row_id)
         self._wake.set()
@@ -287,6 +318,10 @@ class ModelledEngine:
         return self._quiet is not None and self._quiet.write_now()
 
 
+def _gone(name: str, row_id: str) -> RowOutput:
+    return RowOutput(row_id=row_id, error=GenerationError(f"{name} was unloaded under {row_id}"))
+
+
 class _LoadedModel:
     """What the actors see of a loaded model; see the protocol."""
 
@@ -327,5 +362,5 @@ class _LoadedModel:
         """Each is run; see `recall`."""
         return await self._engine.tune(self._name, parameters)
 
-    async def unload(self) -> None:
-        await self._engine.unload(self._name)
+    async def unload(self) -> int:
+        return await self._engine.unload(self._name)

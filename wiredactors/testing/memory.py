@@ -14,18 +14,21 @@ class ModelledMemory:
         models: those that are loaded, by name, with their rows.
         loading: those that are being loaded.
         tuned: what is measured now.
+        leftover_bytes: what did not come back of models that were unloaded.
     """
 
     def __init__(self) -> None:
         self.models: dict[str, Batches] = {}
         self.loading: dict[str, ModelledModel] = {}
         self.tuned: WiredMemoryMeasurement | None = None
+        self.leftover_bytes = 0
 
     @property
     def held_bytes(self) -> int:
-        """Weights and caches, as padded in their batches, and of a load its peak."""
+        """Weights and caches, as padded in their batches, of a load its peak, and leftovers."""
         loaded = self.models.values()
         held = sum(rows.model.weights_in_memory + rows.held_bytes for rows in loaded)
+        held += self.leftover_bytes
         held += sum(model.load_peak for model in self.loading.values())
         return held + (self.tuned.kv_bytes if self.tuned is not None else 0)
 

@@ -38,6 +38,11 @@ class ModelledModel:
         context_length: tokens of prompt and answer together.
         load_seconds: how long a load takes.
         load_error: what a load raises, at its end.
+        load_errors: the same for the first loads of a source, one entry each, None for one that
+            succeeds: `(error, None)` fails once. Later loads go by `load_error`.
+        plan_error: what asking for the plan of a load raises.
+        unload_seconds: how long the device takes to let the weights go.
+        leftover_bytes: what does not come back when it is unloaded.
         prefill_tokens_per_second: how fast prompts are read.
         prefill_step_size: prompt tokens in one step.
         step_seconds: one step of a batch, however many rows it has.
@@ -55,6 +60,10 @@ class ModelledModel:
     context_length: int = 4096
     load_seconds: float = 1.0
     load_error: Exception | None = None
+    load_errors: tuple[Exception | None, ...] = ()
+    plan_error: Exception | None = None
+    unload_seconds: float = 0.0
+    leftover_bytes: int = 0
     prefill_tokens_per_second: float = 1000.0
     prefill_step_size: int = 256
     step_seconds: float = 0.05
