@@ -141,6 +141,31 @@ def test_memory_is_read_by_the_backend_or_from_the_host_but_not_for_a_pretended_
     assert memory_reader(Reading())() == MemoryReading(2000, 1500, 10)
 
 
+async def test_memory_that_has_come_free_lets_someone_in_without_waiting_for_the_watch():
+    class Reading(Backend):
+        available = 100
+
+        def total_memory_bytes(self):
+            return 1100
+
+        def memory_reading(self):
+            return MemoryReading(1100, self.available, 0)
+
+    backend = Reading()
+    settings = wa.WiredMemoryConfiguration(watch_seconds=3600)
+    async with wa.open_manager(settings, backend) as manager:
+        ticket = wa.WiredSumPolicy().ticket(200)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ticket.start)
+            await wait_all_tasks_blocked()
+            assert len(manager.snapshot().waiters) == 1
+            backend.available = 900
+            manager.read_memory_now()
+            await wait_all_tasks_blocked()
+            assert not manager.snapshot().waiters
+        await ticket.end()
+
+
 def test_opening_imports_neither_mlx_nor_mlx_lm():
     program = """
 import sys, trio

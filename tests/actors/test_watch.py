@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from wiredactors.actors.watch import FAILURES_TOLERATED, watch_memory
+from wiredactors.actors.watch import FAILURES_TOLERATED, MemoryWatch
 from wiredactors.memory.outside import MemoryReading
 
 ONE, OTHER = MemoryReading(100, 90, 5), MemoryReading(100, 20, 5)
@@ -19,6 +19,9 @@ class Watched:
         self.reading = ONE  # an exception is raised
         self.read_at = []
         self.told = []
+        self.watch = MemoryWatch(
+            self.read, self.told.append, self.told.append, lambda: self.seconds
+        )
 
     def read(self):
         self.read_at.append(trio.current_time())
@@ -32,7 +35,7 @@ class Watched:
         return told
 
     async def run(self):
-        await watch_memory(self.read, self.told.append, self.told.append, lambda: self.seconds)
+        await self.watch.run()
 
 
 @pytest.fixture
@@ -157,6 +160,34 @@ async def test_nothing_is_known_after_a_failure_so_switching_off_says_nothing_mo
     await trio.sleep(50)
     watched.seconds = 0
     await trio.sleep(50)
+    assert watched.told == [ONE, error]
+
+
+async def test_it_reads_when_it_is_asked_to_and_keeps_its_pace(autojump_clock, watched):
+    watched.reading = OTHER
+    watched.watch.read_now()
+    assert watched.told == [ONE, OTHER]
+    await trio.sleep(5)
+    assert watched.read_at == [0, 1, 5]
+
+
+async def test_nothing_is_read_for_asking_while_it_is_off_or_does_not_run(autojump_clock):
+    watched = Watched(seconds=0)
+    watched.watch.read_now()
+    with trio.move_on_after(1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watched.run)
+            await trio.sleep(0.5)
+            watched.watch.read_now()
+    watched.seconds = 5
+    watched.watch.read_now()
+    assert (watched.read_at, watched.told) == ([], [])
+
+
+async def test_a_reading_that_was_asked_for_may_fail_as_any_other(autojump_clock, watched):
+    watched.reading = error = OSError("not now")
+    for _ in range(FAILURES_TOLERATED + 1):
+        watched.watch.read_now()
     assert watched.told == [ONE, error]
 
 

@@ -76,6 +76,9 @@ class WiredMemoryManager:
         self._served = False  # to the end: nobody reads the mailbox any more
         self._thread = get_ident()
         self._trio_token = trio.lowlevel.current_trio_token()
+        #: Have the machine's memory read and reported at once; whoever opened it knows how. What is
+        #: asked of the manager afterwards is decided by that reading.
+        self.read_memory_now: Callable[[], None] = lambda: None
 
     # -- for people
 
@@ -206,6 +209,27 @@ class WiredMemoryManager:
         """See `WiredMemoryTicket.touch`."""
         if not self._inert:
             self._post(m.Use(ticket.id))
+
+    def use_ticket(self, ticket: WiredMemoryTicket, *, in_use: bool) -> None:
+        """Say whether an evictable reservation is in use from now on; it is from its start on.
+
+        It takes effect at the manager's next turn, and means nothing for a ticket that is not
+        evictable or does not run.
+        """
+        if not self._inert:
+            self._post(m.Use(ticket.id, in_use))
+
+    def pin_ticket(self, ticket: WiredMemoryTicket, pinned: bool) -> None:
+        """Change whether a ticket may go away, of one that runs or waits from the next turn on.
+
+        Raises:
+            ValueError: it is reclaimable, which a pinned one cannot be.
+        """
+        if ticket.reclaimable:
+            raise ValueError(f"{ticket.id} is reclaimable, so it cannot be pinned")
+        ticket.pinned = pinned
+        if not self._inert:
+            self._post(m.Pin(ticket.id, pinned))
 
     async def wait_for_reclaim(self, ticket: WiredMemoryTicket) -> bool:
         """See `WiredMemoryTicket.wait_for_reclaim`."""

@@ -10,7 +10,7 @@ import trio
 from wiredactors.actors.manager import WiredMemoryManager
 from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.protocol import LimitBackend
-from wiredactors.actors.watch import watch_memory
+from wiredactors.actors.watch import MemoryWatch
 from wiredactors.engine.backend import DeviceLimitBackend, device_memory
 from wiredactors.engine.guard import LimitGuard
 from wiredactors.engine.machine import host_memory_bytes, read_host_memory
@@ -122,14 +122,15 @@ async def _watch(
     task_status: trio.TaskStatus[None],
 ) -> None:
     """Tell the manager of the memory that others take, the first time before any ticket comes."""
+    watch = MemoryWatch(
+        read,
+        manager.report_memory,
+        manager.report_blindness,
+        lambda: manager.configuration.watch_seconds,
+    )
+    manager.read_memory_now = watch.read_now
     with scope:
-        await watch_memory(
-            read,
-            manager.report_memory,
-            manager.report_blindness,
-            lambda: manager.configuration.watch_seconds,
-            task_status,
-        )
+        await watch.run(task_status)
 
 
 def _make_manager(

@@ -16,14 +16,8 @@ FAILURES_TOLERATED = 3
 _IDLE_SECONDS = 5.0
 
 
-async def watch_memory(
-    read: Callable[[], MemoryReading | None],
-    report: Callable[[MemoryReading | None], object],
-    fail: Callable[[Exception], object],
-    every: Callable[[], float | None],
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Read at once, and then every `every()` seconds, until cancelled. Started: it has been read.
+class MemoryWatch:
+    """Reads the memory of the machine and tells of it.
 
     Args:
         read: called on the trio thread, so it must not block; None where nothing is known.
@@ -33,28 +27,54 @@ async def watch_memory(
             Nothing is known then either, and `report` is not called for that.
         every: asked before each reading, and every few seconds; None or 0 is off.
     """
-    known = False  # something has been reported that still counts
-    failures = 0
-    started = False
-    while True:
-        seconds = every()
+
+    def __init__(
+        self,
+        read: Callable[[], MemoryReading | None],
+        report: Callable[[MemoryReading | None], object],
+        fail: Callable[[Exception], object],
+        every: Callable[[], float | None],
+    ):
+        self._read = read
+        self._report = report
+        self._fail = fail
+        self._every = every
+        self._runs = False
+        self._known = False  # something has been reported that still counts
+        self._failures = 0
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read at once, and then at its pace, until cancelled. Started: it has been read."""
+        self._runs = True
+        try:
+            self.read_now()
+            task_status.started()
+            while True:
+                await _sleep_until_due(self._every)
+                self.read_now()
+        finally:
+            self._runs = False
+
+    def read_now(self) -> None:
+        """Read between two readings: much has come free, and others need not wait for the next.
+
+        It has been reported when this returns. Nothing happens unless it runs and is on.
+        """
+        if not self._runs:
+            return
         reading = None
         try:
-            if seconds:
-                reading = _checked(read())
-            failures = 0
+            if self._every():
+                reading = _checked(self._read())
+            self._failures = 0
         except Exception as error:  # psutil's, the system's, or a user's own backend's
-            failures += 1
-            if failures == FAILURES_TOLERATED:
-                known = False
-                fail(error)
-        if not failures and (reading is not None or known):
-            report(reading)
-            known = reading is not None
-        if not started:
-            task_status.started()
-            started = True
-        await _sleep_until_due(every)
+            self._failures += 1
+            if self._failures == FAILURES_TOLERATED:
+                self._known = False
+                self._fail(error)
+        if not self._failures and (reading is not None or self._known):
+            self._report(reading)
+            self._known = reading is not None
 
 
 async def _sleep_until_due(every: Callable[[], float | None]) -> None:
