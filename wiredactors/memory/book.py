@@ -109,6 +109,15 @@ class Book:
             self.reservations.resized(holding, size - holding.size)
         holding.size = size
 
+    def pin(self, holding: Holding, pinned: bool) -> None:
+        """A live ticket comes to stay, and is not asked for any more; or may go away again."""
+        holding.pinned = pinned
+        if pinned:
+            self._pinned[holding.ticket_id] = holding
+            self.reservations.release(holding)
+        else:
+            del self._pinned[holding.ticket_id]
+
     def _keep_or_drop(self, group: Group) -> None:
         if group.sizes.length or group.waiting:
             self.groups[group.key] = group

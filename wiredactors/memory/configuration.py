@@ -47,6 +47,12 @@ def _count(instance: object, attribute: attrs.Attribute[Any], value: int) -> Non
         raise ValueError(f"{attribute.name} must be a whole number from 0, not {value!r}")
 
 
+def _positive_count(instance: object, attribute: attrs.Attribute[Any], value: int) -> None:
+    _count(instance, attribute, value)
+    if value == 0:
+        raise ValueError(f"{attribute.name} must be at least 1")
+
+
 def _optional_count(instance: object, attribute: attrs.Attribute[Any], value: int | None) -> None:
     if value is not None:
         _count(instance, attribute, value)
@@ -82,6 +88,10 @@ class WiredMemoryConfiguration:
         overtake_count: how often a waiting ticket may be passed by later ones that fit.
         overtake_seconds: and how long it may wait, before its room is kept free for it.
         aging_seconds: each such time waited raises a ticket's priority by one.
+        switches_per_minute: how often, in any 60 seconds, those who wait may make models go: each
+            time one or more are asked to yield counts as one.
+        turn_seconds: how long one must have waited before a model that is in use is asked to
+            finish for it, where it would never fit beside that.
         wired_mode: "policy" applies what the policies ask for, "off" never touches the limit,
             "fit" applies the baseline and exactly the bytes of all tickets.
         watch_seconds: how often the machine's free memory is read; what others take of it beyond
@@ -100,6 +110,8 @@ class WiredMemoryConfiguration:
     overtake_count: int = attrs.field(default=100, validator=_count)
     overtake_seconds: float = attrs.field(default=30.0, validator=_seconds)
     aging_seconds: float = attrs.field(default=60.0, validator=_aging)
+    switches_per_minute: int = attrs.field(default=10, validator=_positive_count)
+    turn_seconds: float = attrs.field(default=30.0, validator=_seconds)
     wired_mode: WiredMode = attrs.field(default="policy", validator=_mode)
     watch_seconds: float = attrs.field(default=5.0, validator=_seconds)
     debug_events: bool = attrs.field(default=True, validator=_bool)

@@ -23,7 +23,8 @@ def copy_tickets(book: Book, admission: Admission, *, into: tuple[Book, Admissio
     new_book.baseline, new_book.excess = book.baseline, book.excess
     for holding in book.holdings.values():
         new_book.add(copies.of(holding))
-    for ticket_id in book.reservations.reclaimable:  # in the order of their use
+    reservations = book.reservations
+    for ticket_id in [*reservations.reclaimable, *reservations.evictable]:  # in the order of use
         new_book.reservations.used(new_book.holdings[ticket_id])
     for ticket_id in book.reservations.asked:
         new_book.reservations.ask(new_book.holdings[ticket_id])

@@ -23,6 +23,7 @@ from wiredactors.memory.holding import Holding
 from wiredactors.memory.journal import Journal
 from wiredactors.memory.lane import Waiter
 from wiredactors.memory.settlement import Settlement
+from wiredactors.memory.share import Share
 from wiredactors.memory.tickets import WiredMemoryTicket
 
 
@@ -96,9 +97,11 @@ class Desk:
             ticket.priority,
             ticket.pinned,
             ticket.reclaimable,
-            ticket.requires,
+            ticket.requires if ticket.share is None else _with_share(ticket.requires, ticket.share),
             self._journal.now,
             reply,
+            ticket.evictable,
+            ticket.share,
         )
 
     def _wait(self, waiter: Waiter) -> None:
@@ -118,6 +121,7 @@ class Desk:
         self._journal.emit_ticket(EventKind.ADMISSION_GRANTED, holding)
         self._book.add(holding)
         holding.since = holding.used_at = self._journal.now
+        holding.in_use = holding.evictable
         self._journal.tickets_started += 1
         self._settlement.changed = True
         if holding.active:
@@ -279,12 +283,37 @@ class Desk:
     # -- use, and the end of all
 
     def use(self, command: m.Use) -> None:
-        """A reclaimable reservation yields after all others."""
+        """A reservation whose owner can be asked for it yields after all others like it."""
         holding = self._book.holdings.get(command.ticket_id)
-        if holding is not None and holding.reclaimable:
-            holding.used_at = self._journal.now
-            self._book.reservations.used(holding)
-            self._journal.emit_ticket(EventKind.TICKET_USED, holding)
+        if holding is None or not holding.yields:
+            return
+        details = {}
+        if holding.evictable:
+            if holding.in_use is command.in_use:  # nothing new: work that follows other work
+                return
+            if command.in_use is not None:
+                holding.in_use = command.in_use
+            details = {"in_use": holding.in_use}
+        holding.used_at = self._journal.now
+        self._book.reservations.used(holding)
+        self._journal.emit_ticket(EventKind.TICKET_USED, holding, details=details)
+
+    def pin(self, command: m.Pin) -> None:
+        """A ticket comes to stay, or may go away again; those that wait may be impossible then."""
+        waiter = self._queue.by_id.get(command.ticket_id)
+        holding = waiter.holding if waiter else self._book.holdings.get(command.ticket_id)
+        if holding is None or holding.reclaimable or holding.pinned is command.pinned:
+            return
+        if waiter is not None:
+            holding.pinned = command.pinned
+        else:
+            self._book.pin(holding, command.pinned)
+        self._journal.emit_ticket(
+            EventKind.TICKET_PINNED, holding, details={"pinned": command.pinned}
+        )
+        if command.pinned and waiter is None:
+            self._admission.doubt()
+            self.admit()
 
     def close(self) -> None:
         """Refuse all that wait, and end all that live."""
@@ -293,6 +322,11 @@ class Desk:
             self._fail_waiter(waiter, _closed())
         for holding in list(self._book.holdings.values()):
             self._release(holding, _closed)
+
+
+def _with_share(requires: tuple[str, ...], share: Share) -> tuple[str, ...]:
+    """Who shares a reservation stands on it."""
+    return requires if share.ticket_id in requires else (*requires, share.ticket_id)
 
 
 def _withdrawn(holding: Holding) -> TicketWithdrawn:

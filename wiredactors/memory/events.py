@@ -33,6 +33,7 @@ class EventKind(enum.StrEnum):
     TICKET_RESIZED = enum.auto()
     FOREIGN_LIMIT_WRITE = enum.auto()
     TICKET_USED = enum.auto()
+    TICKET_PINNED = enum.auto()
     PRESSURE = enum.auto()
     RECLAIM_REQUESTED = enum.auto()
     OUTSIDE_PRESSURE = enum.auto()
@@ -124,8 +125,13 @@ class TicketSnapshot:
         since: when it was admitted, or began to wait.
         requires: ids of the tickets that it stands on.
         wants_size: what a running one waits to grow to.
-        used_at: when a reclaimable one was last used; None while it waits.
-        asked: a reclaimable one has been asked to yield, and has not yet.
+        used_at: when a reclaimable or evictable one was last used; None while it waits.
+        asked: such a one has been asked to yield, and has not yet.
+        evictable: it yields when asked, if it is idle and what is reclaimable does not suffice.
+        in_use: an evictable one is in use; False while it waits.
+        shares: the id of the reservation that it shares with others.
+        share_size, share_margin: what it wants of that: of the bytes that are held once, and of
+            those that add up.
     """
 
     ticket_id: str
@@ -140,6 +146,11 @@ class TicketSnapshot:
     wants_size: int | None = None
     used_at: float | None = None
     asked: bool = False
+    evictable: bool = False
+    in_use: bool = False
+    shares: str | None = None
+    share_size: int = 0
+    share_margin: int = 0
 
 
 @attrs.frozen(kw_only=True)
@@ -203,7 +214,11 @@ class Explanation:
         passed: how often a later one that competes with it went first.
         overtake_count: how often it may be, before room is kept for it.
         overtake_at: and when it will have waited so long that room is kept for it anyway.
-        asked: reclaimable reservations whose owners have been asked to yield what it lacks.
+        asked: reservations whose owners have been asked to yield what it lacks.
+        limited_by: the parameter of the configuration for whose sake models that could yield are
+            not asked yet: "switches_per_minute" or "turn_seconds"; None where none does.
+        limited_until: when that is over.
+        would_yield: the ids of the models that would be asked then.
         needs_idle_bytes: bytes of reservations (idle models) that must be given up before it
             fits; 0 where it only waits for work to end and for caches to yield.
         reason: the same in a sentence.
@@ -225,3 +240,6 @@ class Explanation:
     overtake_at: float | None = None
     asked: tuple[str, ...] = ()
     needs_idle_bytes: int = 0
+    limited_by: str | None = None
+    limited_until: float | None = None
+    would_yield: tuple[str, ...] = ()

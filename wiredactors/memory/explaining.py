@@ -34,7 +34,7 @@ def snapshot(
             _ticket_snapshot(
                 holding,
                 wants=growing.get(holding.ticket_id),
-                used_at=holding.used_at if holding.reclaimable else None,
+                used_at=holding.used_at if holding.yields else None,
             )
             for holding in book.holdings.values()
         ),
@@ -49,6 +49,7 @@ def snapshot(
 def _ticket_snapshot(
     holding: Holding, *, wants: int | None = None, used_at: float | None = None
 ) -> TicketSnapshot:
+    share = holding.share
     return TicketSnapshot(
         ticket_id=holding.ticket_id,
         size=holding.size,
@@ -62,6 +63,11 @@ def _ticket_snapshot(
         wants_size=wants,
         used_at=used_at,
         asked=holding.asked,
+        evictable=holding.evictable,
+        in_use=holding.in_use,
+        shares=None if share is None else share.ticket_id,
+        share_size=0 if share is None else share.size,
+        share_margin=0 if share is None else share.margin,
     )
 
 

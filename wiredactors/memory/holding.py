@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 
 from wiredactors.memory.group import Group
+from wiredactors.memory.share import Share
 
 
 @attrs.define(eq=False)
@@ -17,8 +18,11 @@ class Holding:
         since: when it was admitted, or began to wait.
         reply: of the start that it was made by.
         started_again: replies of starts that it ignores, which have not been answered yet.
-        used_at: when a reclaimable one was last used.
+        evictable: of a model: it yields when asked, after those that are reclaimable.
+        share: what it wants of a reservation that others want of too.
+        used_at: when a reclaimable or evictable one was last used.
         asked: its owner has been asked to give it up, and has not yet.
+        in_use: an evictable one is in use.
     """
 
     ticket_id: str
@@ -31,10 +35,18 @@ class Holding:
     requires: tuple[str, ...]
     since: float
     reply: Any = None
+    evictable: bool = False
+    share: Share | None = None
     started_again: tuple[Any, ...] = ()
     used_at: float = 0.0
     asked: bool = False
+    in_use: bool = False
 
     @property
     def active(self) -> bool:
         return self.kind == "active"
+
+    @property
+    def yields(self) -> bool:
+        """Its owner can be asked for it."""
+        return self.reclaimable or self.evictable

@@ -97,11 +97,16 @@ class Journal:
 
 def _traits_of(holding: Holding) -> Mapping[str, Any]:
     """What a ticket is besides its kind; most are nothing."""
-    if not (holding.pinned or holding.reclaimable or holding.requires):
+    if not (holding.pinned or holding.yields or holding.requires):  # who shares stands on that
         return _NOTHING
+    share = holding.share
     traits = {
         "pinned": holding.pinned,
         "reclaimable": holding.reclaimable,
+        "evictable": holding.evictable,
         "requires": holding.requires,
+        "shares": share and share.ticket_id,
+        "share_size": share and share.size,
+        "share_margin": share and share.margin,
     }
     return {name: value for name, value in traits.items() if value}

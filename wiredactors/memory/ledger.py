@@ -84,6 +84,8 @@ class Ledger:
                 self._desk.cancel_resize(command)
             case m.Use():
                 self._desk.use(command)
+            case m.Pin():
+                self._desk.pin(command)
             case m.Observe():
                 self._observe(command)
             case m.LimitWritten():

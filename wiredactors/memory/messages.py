@@ -68,9 +68,21 @@ class CancelResize:
 
 @attrs.frozen
 class Use:
-    """A reclaimable reservation was used: of those it yields last."""
+    """A reclaimable or evictable reservation was used: of those like it, it yields last.
+
+    `in_use`: whether an evictable one is in use from now on; None leaves that as it is.
+    """
 
     ticket_id: str
+    in_use: bool | None = None
+
+
+@attrs.frozen
+class Pin:
+    """A ticket that runs or waits will not go away any more, or may again."""
+
+    ticket_id: str
+    pinned: bool
 
 
 @attrs.frozen
@@ -136,6 +148,7 @@ Command = (
     | Resize
     | CancelResize
     | Use
+    | Pin
     | Observe
     | LimitWritten
     | LimitRefused

@@ -13,15 +13,19 @@ class Reservations:
 
     Attributes:
         reclaimable: those whose owners would give them up, the least recently used first.
-        asked: those of them that have been asked to, in that order.
-        reclaimable_bytes: of all of them.
-        kept_bytes: of all others.
+        evictable: models, whose owners would too, in that order.
+        asked: those of both that have been asked to, in that order.
+        reclaimable_bytes: of all that are reclaimable.
+        evictable_bytes: of all models.
+        kept_bytes: of all that are not reclaimable, models included.
     """
 
     def __init__(self) -> None:
         self.reclaimable: dict[str, Holding] = {}
+        self.evictable: dict[str, Holding] = {}
         self.asked: dict[str, Holding] = {}
         self.reclaimable_bytes = 0
+        self.evictable_bytes = 0
         self.kept_bytes = 0
         self._kept_in: Counter[Group] = Counter()  # bytes
         self._kept_count: Counter[Group] = Counter()
@@ -31,6 +35,9 @@ class Reservations:
             self.reclaimable[holding.ticket_id] = holding
             self.reclaimable_bytes += holding.size
         else:
+            if holding.evictable:
+                self.evictable[holding.ticket_id] = holding
+                self.evictable_bytes += holding.size
             self._kept_count[holding.group] += 1
             self._keep(holding.group, holding.size)
 
@@ -40,6 +47,10 @@ class Reservations:
             self.asked.pop(holding.ticket_id, None)
             self.reclaimable_bytes -= holding.size
             return
+        if holding.evictable:
+            del self.evictable[holding.ticket_id]
+            self.asked.pop(holding.ticket_id, None)
+            self.evictable_bytes -= holding.size
         group = holding.group
         self._keep(group, -holding.size)
         self._kept_count[group] -= 1
@@ -51,20 +62,27 @@ class Reservations:
         if holding.reclaimable:
             self.reclaimable_bytes += change
             if change < 0:  # it has given what it would, and may be asked for the rest
-                holding.asked = False
-                self.asked.pop(holding.ticket_id, None)
+                self.release(holding)
         else:
+            if holding.evictable:
+                self.evictable_bytes += change
             self._keep(holding.group, change)
 
     def ask(self, holding: Holding) -> None:
-        """A reclaimable one is asked to yield."""
+        """One whose owner can be asked for it is."""
         holding.asked = True
         self.asked[holding.ticket_id] = holding
 
+    def release(self, holding: Holding) -> None:
+        """It is not asked for any more."""
+        holding.asked = False
+        self.asked.pop(holding.ticket_id, None)
+
     def used(self, holding: Holding) -> None:
-        """A reclaimable one was used: it yields after all others."""
-        del self.reclaimable[holding.ticket_id]
-        self.reclaimable[holding.ticket_id] = holding
+        """One whose owner can be asked for it was used: it yields after all others like it."""
+        order = self.reclaimable if holding.reclaimable else self.evictable
+        del order[holding.ticket_id]
+        order[holding.ticket_id] = holding
 
     def _keep(self, group: Group, change: int) -> None:
         self.kept_bytes += change

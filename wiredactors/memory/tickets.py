@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from wiredactors.memory.errors import NoManager
+from wiredactors.memory.share import Share
 from wiredactors.memory.units import checked_size
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class TicketManager(Protocol):
     def hold_ticket(self, ticket: WiredMemoryTicket) -> AbstractAsyncContextManager[int, None]: ...
     async def resize_ticket(self, ticket: WiredMemoryTicket, size: int) -> int: ...
     def touch_ticket(self, ticket: WiredMemoryTicket) -> None: ...
+    def use_ticket(self, ticket: WiredMemoryTicket, *, in_use: bool) -> None: ...
+    def pin_ticket(self, ticket: WiredMemoryTicket, pinned: bool) -> None: ...
     async def wait_for_reclaim(self, ticket: WiredMemoryTicket) -> bool: ...
 
 
@@ -67,8 +70,24 @@ class WiredMemoryTicket:
         reclaimable: bool = False,
         requires: Iterable[WiredMemoryTicket] = (),
         id: str | None = None,
+        evictable: bool = False,
+        share: Share | None = None,
     ):
-        """See `WiredMemoryPolicy.ticket`. `id` names it in events; left out, it is numbered."""
+        """See `WiredMemoryPolicy.ticket` for the arguments that it takes too.
+
+        Args:
+            id: names it in events; left out, it is numbered.
+            evictable: a reservation (a model's weights) whose owner gives it up when asked to, as
+                a reclaimable one does, but only when those do not suffice, and while it is idle
+                unless those who wait have waited long (see `WiredMemoryConfiguration`). Its owner
+                tells the manager when it is in use (`use_ticket`). A pinned one is not asked.
+            share: what it wants of a reservation that it has in common with others, which it then
+                stands on.
+
+        Raises:
+            TypeError: an argument is of another type.
+            ValueError: one is out of its range, or they do not go together.
+        """
         if kind not in _KINDS:
             raise ValueError(f"a ticket's kind is 'active' or 'reservation', not {kind!r}")
         self.size = checked_size(size, "a ticket's size")
@@ -78,11 +97,17 @@ class WiredMemoryTicket:
             raise ValueError(f"a ticket's priority must lie within {_HIGHEST_PRIORITY:,} of 0")
         if pinned is not False or reclaimable is not False:
             _check_traits(kind, pinned, reclaimable)
+        if evictable is not False:
+            _check_evictable(kind, evictable, reclaimable)
+        if share is not None and not isinstance(share, Share):
+            raise TypeError(f"share must be a Share, not {share!r}")
         self.policy = policy
         self.kind = kind
         self.priority = priority
         self.pinned = pinned
         self.reclaimable = reclaimable
+        self.evictable = evictable
+        self.share = share
         self.id: str = id if id is not None else f"ticket-{next(_numbers)}"
         self.requires: tuple[str, ...] = _ids_of(requires, "requires") if requires else ()
         self._manager = manager
@@ -173,7 +198,10 @@ class WiredMemoryTicket:
             self._manager_in_use.touch_ticket(self)
 
     async def wait_for_reclaim(self) -> bool:
-        """Wait until a reclaimable reservation is asked for; False if it has ended instead.
+        """Wait until a reservation is asked for; False if it has ended instead.
+
+        It must be reclaimable or evictable. An evictable one that is in use when it is asked takes
+        no more work, and is given up when what runs has ended.
 
         Start it first: of one that does not run it returns False at once.
         Its owner then gives the memory up and ends the ticket (or resizes it to what is left).
@@ -185,10 +213,10 @@ class WiredMemoryTicket:
                     await ticket.end()
 
         Raises:
-            ValueError: it is not reclaimable.
+            ValueError: it is neither.
             NoManager: it never started, and nobody is there who could ask.
         """
-        if not self.reclaimable:
+        if not (self.reclaimable or self.evictable):
             raise ValueError(f"{self.id} is not reclaimable, so nobody will ask for it")
         return await (self._manager_in_use or self.manager).wait_for_reclaim(self)
 
@@ -219,6 +247,16 @@ def _check_traits(kind: str, pinned: object, reclaimable: object) -> None:
         advice = "pinned=False" if pinned else "kind='reservation'"
         raise ValueError(
             f"a reclaimable ticket must be a reservation, and not pinned: pass {advice}"
+        )
+
+
+def _check_evictable(kind: str, evictable: object, reclaimable: bool) -> None:
+    if not isinstance(evictable, bool):
+        raise TypeError(f"evictable must be True or False, not {evictable!r}")
+    if kind == "active" or reclaimable:
+        advice = "reclaimable=False" if reclaimable else "kind='reservation'"
+        raise ValueError(
+            f"an evictable ticket must be a reservation, and not reclaimable: pass {advice}"
         )
 
 

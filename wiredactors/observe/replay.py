@@ -113,7 +113,9 @@ class _State:
             case EventKind.RESIZE_CANCELLED | EventKind.RESIZE_REFUSED:
                 self._change(event, wants_size=None)
             case EventKind.TICKET_USED:
-                self._change(event, used_at=event.timestamp)
+                self._use(event)
+            case EventKind.TICKET_PINNED:
+                self._pin(event)
             case EventKind.RECLAIM_REQUESTED:
                 self._change(event, asked=True)
             case EventKind.BASELINE_CAPTURED:
@@ -134,8 +136,9 @@ class _State:
 
     def _start(self, event: WiredMemoryEvent) -> None:
         ticket = _record(event)
-        if ticket.reclaimable:
-            ticket = attrs.evolve(ticket, used_at=event.timestamp)
+        if ticket.reclaimable or ticket.evictable:
+            used_at = event.timestamp
+            ticket = attrs.evolve(ticket, used_at=used_at, in_use=ticket.evictable)
         self._waiters.pop(ticket.ticket_id, None)
         self._tickets[ticket.ticket_id] = ticket
         self._active += ticket.kind == "active"
@@ -156,9 +159,20 @@ class _State:
         ticket_id = _id_of(event)
         before = self._waiters.get(ticket_id) or _found(self._tickets, event)
         size = before.size if event.size is None else event.size
-        # One that was asked to yield has, if it gave anything.
-        asked = before.asked and size >= before.size
+        # A reclaimable one that was asked to yield has, if it gave anything.
+        asked = before.asked and (before.evictable or size >= before.size)
         self._change(event, size=size, wants_size=None, asked=asked)
+
+    def _use(self, event: WiredMemoryEvent) -> None:
+        before = _found(self._tickets, event)
+        in_use = event.details.get("in_use", before.in_use)
+        self._change(event, used_at=event.timestamp, in_use=in_use)
+
+    def _pin(self, event: WiredMemoryEvent) -> None:
+        pinned = event.details["pinned"]
+        before = self._waiters.get(_id_of(event)) or _found(self._tickets, event)
+        # Nobody is asked for one that comes to stay.
+        self._change(event, pinned=pinned, asked=before.asked and not pinned)
 
     def _leave(self, where: dict[str, TicketSnapshot], event: WiredMemoryEvent) -> TicketSnapshot:
         ticket = _found(where, event)
@@ -203,4 +217,8 @@ def _record(event: WiredMemoryEvent) -> TicketSnapshot:
         pinned=traits.get("pinned", False),
         reclaimable=traits.get("reclaimable", False),
         requires=traits.get("requires", ()),
+        evictable=traits.get("evictable", False),
+        shares=traits.get("shares"),
+        share_size=traits.get("share_size", 0),
+        share_margin=traits.get("share_margin", 0),
     )
