@@ -6,9 +6,11 @@ import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 
+from wiredactors.engine.remembered import Remembered, files_of
 from wiredactors.engine.store import MeasurementStore, StoreKey, model_key
 from wiredactors.memory.correction import Correction
 from wiredactors.memory.errors import ModelLoadError
@@ -40,6 +42,7 @@ class Knowledge:
     def __init__(self, store: MeasurementStore):
         self._store = store
         self._lessons: dict[str, _Lesson] = {}
+        self._keys: Remembered[StoreKey] = Remembered()
 
     def remember(
         self, name: str, plan: LoadPlan, post: Callable[[Callable[[], None]], object]
@@ -51,7 +54,7 @@ class Knowledge:
         """
         options = {"dtype": plan.options.dtype, "dequantize": plan.options.dequantize}
         try:
-            key = model_key(Path(plan.source), options)
+            key = self._key(Path(plan.source), options)
         except (OSError, ModelLoadError):
             return Correction()
         lesson = next((each for each in self._lessons.values() if each.key == key), None)
@@ -63,6 +66,14 @@ class Knowledge:
             )
         self._lessons[name] = lesson
         return lesson.correction
+
+    def _key(self, path: Path, options: dict[str, Any]) -> StoreKey:
+        """Reading a header of many words takes a moment, which a reload need not spend again."""
+        return self._keys.get(
+            (path, *options.values()),
+            files_of(path),
+            functools.partial(model_key, path, options),
+        )
 
     def forget(self, name: str) -> None:
         """A model goes; what its jobs taught is kept."""

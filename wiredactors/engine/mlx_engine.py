@@ -7,6 +7,7 @@ import functools
 import gc
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -28,7 +29,8 @@ from wiredactors.engine.loading import (
 )
 from wiredactors.engine.meter import Meter
 from wiredactors.engine.mlx_model import MlxModel
-from wiredactors.engine.row_costs import measure_rows
+from wiredactors.engine.remembered import Remembered, files_of
+from wiredactors.engine.row_costs import RowCosts, measure_rows
 from wiredactors.engine.serving import Serving
 from wiredactors.engine.store import MeasurementStore
 from wiredactors.engine.tuning import run_prefill
@@ -78,6 +80,8 @@ class MlxEngine:
         self.pool_bytes = pool_bytes
         self._knowledge = Knowledge(MeasurementStore() if store is None else store)
         self.device: DeviceThread  # while it is open
+        self._plans: Remembered[LoadPlan] = Remembered()
+        self._costs: Remembered[RowCosts] = Remembered()
         self._models: dict[str, LoadedModel] = {}
         self._serving: dict[str, Serving] = {}
         self._schedule = Schedule(decode_share)
@@ -138,8 +142,14 @@ class MlxEngine:
         if path is None:
             # A download is left to itself when nobody waits for it any more.
             path = await trio.to_thread.run_sync(download, str(source), abandon_on_cancel=True)
-        return await self.device.run(
-            functools.partial(plan_load, path, options, on_cpu=self._on_cpu)
+        return await self.device.run(functools.partial(self._plan, path, options))
+
+    def _plan(self, path: Path, options: LoadOptions) -> LoadPlan:
+        # Models come and go; thinking one through takes longer than reading a small one.
+        return self._plans.get(
+            (path, options, self._on_cpu),
+            files_of(path),
+            functools.partial(plan_load, path, options, on_cpu=self._on_cpu),
         )
 
     async def load(
@@ -173,10 +183,15 @@ class MlxEngine:
             raise
 
     def _load(self, name: str, plan: LoadPlan, advance: Callable[[int, int], None]) -> MlxModel:
+        assert plan.options.prefill_step_size is not None
         with self._reported(name, "load"):
+            files = files_of(Path(plan.source))
             loaded = load(plan, advance)
-            assert plan.options.prefill_step_size is not None
-            costs = measure_rows(loaded.model, plan.options.prefill_step_size)
+            costs = self._costs.get(
+                (plan.source, plan.options, self._on_cpu),
+                files,
+                functools.partial(measure_rows, loaded.model, plan.options.prefill_step_size),
+            )
             weights = self._weight_bytes(loaded)
             self._mx.clear_cache()
         model = MlxModel(
