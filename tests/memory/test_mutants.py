@@ -26,6 +26,7 @@ from wiredactors.memory.outside import OutsidePressure
 from wiredactors.memory.pressure import Pressure
 from wiredactors.memory.queue import WaitQueue
 from wiredactors.memory.reservations import Reservations
+from wiredactors.memory.room import Plan
 from wiredactors.memory.yielding import Plans
 
 #: Replaces one method by what is made of it.
@@ -132,7 +133,7 @@ def nobody_follows_one_that_gives_up(patch: Patch) -> None:
     def change(_original):
         def leave_queue(self, waiter, kind, error=None):
             self._queue.remove(waiter)
-            self._book.await_group(waiter.holding.group, -1)
+            self._book.await_no_more(waiter.holding)
             self._journal.emit_ticket(kind, waiter.holding, error=error)
 
         return leave_queue
@@ -183,8 +184,8 @@ def the_most_recently_used_is_asked_first(patch: Patch) -> None:
 def those_who_yield_too_little_are_asked_all_the_same(patch: Patch) -> None:
     def change(original):
         def for_waiter(self, waiter, **more):
-            yielding = original(self, waiter, **more)
-            return yielding or list(self._candidates(waiter))[:1] or None
+            plan = original(self, waiter, **more)
+            return plan or Plan(list(self._caches(models=False))[:1])
 
         return for_waiter
 

@@ -7,11 +7,14 @@ policy's cap bounds is its own business (`can_admit`).
 
 from __future__ import annotations
 
+from collections import Counter
+
 from wiredactors.memory.errors import PolicyConflict, PolicyError, TicketTooLarge
 from wiredactors.memory.group import Group, GroupKey, shown
 from wiredactors.memory.holding import Holding
 from wiredactors.memory.policies import WiredMemoryPolicy, policy_label
 from wiredactors.memory.reservations import Reservations
+from wiredactors.memory.shares import Shares
 from wiredactors.memory.sizes import Sizes
 
 #: Larger than any machine: the upper end of the search for what a user's policy admits.
@@ -29,6 +32,8 @@ class Book:
         self._pinned: dict[str, Holding] = {}
         self._last: Group | None = None  # that was asked for, likely to be again
         self.reservations = Reservations()
+        self.shares = Shares()
+        self._work_on: Counter[str] = Counter()  # active tickets that stand on a ticket, by its id
         self.excess = 0  # what admission is tightened by meanwhile
         self.total = 0
         self.active = 0
@@ -63,6 +68,18 @@ class Book:
             "which differs from it: give it another id, or end those tickets first"
         )
 
+    def await_ticket(self, holding: Holding) -> None:
+        """A ticket begins to wait."""
+        self.await_group(holding.group, +1)
+        if holding.share is not None:
+            self.shares.wait(holding)
+
+    def await_no_more(self, holding: Holding) -> None:
+        """It has come in, or has left."""
+        self.await_group(holding.group, -1)
+        if holding.share is not None:
+            self.shares.leave(holding)
+
     def await_group(self, group: Group, change: int) -> None:
         """Count a waiter in or out of its group, which lives as long as it has any."""
         group.waiting += change
@@ -80,8 +97,12 @@ class Book:
         self.total += size
         if holding.active:
             self.active += 1
+            for ticket_id in holding.requires:
+                self._work_on[ticket_id] += 1
         else:
             self.reservations.add(holding)
+        if holding.share is not None:
+            self.shares.add(holding)
         if holding.pinned:
             self._pinned[holding.ticket_id] = holding
 
@@ -95,8 +116,15 @@ class Book:
             self._keep_or_drop(group)
         if holding.active:
             self.active -= 1
+            for ticket_id in holding.requires:
+                self._work_on[ticket_id] -= 1
+                if not self._work_on[ticket_id]:
+                    del self._work_on[ticket_id]
         else:
             self.reservations.remove(holding)
+            self.shares.settled(holding.ticket_id)
+        if holding.share is not None:
+            self.shares.remove(holding)
         if holding.pinned:
             del self._pinned[holding.ticket_id]
 
@@ -107,7 +135,12 @@ class Book:
         self.total += size - holding.size
         if not holding.active:
             self.reservations.resized(holding, size - holding.size)
+            self.shares.settled(holding.ticket_id)
         holding.size = size
+
+    def works_on(self, ticket_id: str) -> bool:
+        """Whether any active ticket stands on it."""
+        return ticket_id in self._work_on
 
     def pin(self, holding: Holding, pinned: bool) -> None:
         """A live ticket comes to stay, and is not asked for any more; or may go away again."""
@@ -210,14 +243,19 @@ class Book:
     def check_possible(self, holding: Holding, size: int) -> None:
         """See that it could have `size` if only what cannot go away were left.
 
-        That is: pinned tickets, and those that it stands on. Raises TicketTooLarge, PolicyError.
+        That is: pinned tickets, those that it stands on, and of a reservation that it shares with
+        others what these and it want of that. Raises TicketTooLarge, PolicyError.
         """
         group = holding.group
         required = {id: self.holdings[id] for id in holding.requires if id in self.holdings}
-        stays = (required | self._pinned).values()
-        kept = [other for other in stays if other.ticket_id != holding.ticket_id]
-        pinned_bytes = sum(other.size for other in kept)
-        in_group = Sizes([other.size for other in kept if other.group is group])
+        stays = required | self._pinned
+        kept = {
+            other: self.shares.floor(other, stays, holding)
+            for other in stays.values()
+            if other is not holding
+        }
+        pinned_bytes = sum(kept.values())
+        in_group = Sizes([size for other, size in kept.items() if other.group is group])
         room = _BOUNDLESS
         if self.ceiling is not None:
             bases = sum(g.base_bytes for g in {other.group for other in kept} | {group})

@@ -31,10 +31,11 @@ def copy_tickets(book: Book, admission: Admission, *, into: tuple[Book, Admissio
     for waiter in admission.queue:
         copy = copies.of_waiter(waiter, copies.of(waiter.holding))
         new_admission.queue.add(copy)
-        new_book.await_group(copy.holding.group, +1)
+        new_book.await_ticket(copy.holding)
     for grower in admission.growers:
         copy = copies.of_waiter(grower, new_book.holdings[grower.ticket_id])
         new_admission.growers.add(copy)
+    new_book.shares.copy_due(book.shares)
     _copy_passes(admission.queue, new_admission.queue)
 
 

@@ -106,7 +106,7 @@ class Desk:
 
     def _wait(self, waiter: Waiter) -> None:
         self._queue.add(waiter)
-        self._book.await_group(waiter.holding.group, +1)
+        self._book.await_ticket(waiter.holding)
         self.admit()
         if waiter.lane is None:  # it has had its answer
             return
@@ -142,7 +142,7 @@ class Desk:
 
     def _leave_queue(self, waiter: Waiter, kind: EventKind, error: str | None = None) -> None:
         self._queue.remove(waiter)
-        self._book.await_group(waiter.holding.group, -1)
+        self._book.await_no_more(waiter.holding)
         self._journal.emit_ticket(kind, waiter.holding, error=error)
         self.admit()  # it may have kept room free
 
@@ -260,7 +260,7 @@ class Desk:
             else:
                 self._let_in(waiter.holding)
                 self._admission.doubt_beside(waiter.holding)
-                self._book.await_group(waiter.holding.group, -1)
+                self._book.await_no_more(waiter.holding)
 
     def _fail_waiter(self, waiter: Waiter, error: WiredMemoryError) -> None:
         self._admission.remove(waiter)
@@ -268,7 +268,7 @@ class Desk:
             self._journal.emit_ticket(EventKind.RESIZE_REFUSED, waiter.holding, error=str(error))
             self._journal.refuse(waiter.reply, error)
         else:
-            self._book.await_group(waiter.holding.group, -1)
+            self._book.await_no_more(waiter.holding)
             self._refuse_admission(waiter.reply, waiter.ticket_id, waiter.holding.size, error)
 
     def _refuse_admission(

@@ -14,7 +14,7 @@ from wiredactors.memory.group import Group
 from wiredactors.memory.holding import Holding
 from wiredactors.memory.journal import Journal
 from wiredactors.memory.lane import Waiter
-from wiredactors.memory.pressure import needs_idle_bytes
+from wiredactors.memory.pressure import Outlook, Pressure, needs_idle_bytes
 from wiredactors.memory.settlement import Settlement
 from wiredactors.memory.units import format_bytes
 
@@ -74,6 +74,7 @@ def _ticket_snapshot(
 def explain(
     book: Book,
     admission: Admission,
+    pressure: Pressure,
     ticket_id: str,
     now: float,
     would_be_asked: Collection[str] = (),
@@ -86,7 +87,8 @@ def explain(
         waiter = queue.by_id.get(ticket_id)
         if waiter is not None:
             before = [other.ticket_id for other in queue.before(waiter)]
-            return _explain_waiter(book, admission, waiter, before, now, would_be_asked)
+            outlook = pressure.outlook_of(waiter, now)
+            return _explain_waiter(book, admission, waiter, before, now, would_be_asked, outlook)
     holding = book.holdings.get(ticket_id)
     if holding is None:
         return Explanation(
@@ -109,6 +111,7 @@ def _explain_waiter(
     before: list[str],
     now: float,
     would_be_asked: Collection[str],
+    outlook: Outlook,
 ) -> Explanation:
     holding = waiter.holding
     growing = holding if waiter.grows else None
@@ -137,12 +140,16 @@ def _explain_waiter(
         overtake_at=None if waiter.grows else waiter.since + admission.overtake_seconds,
         asked=tuple(_asked_of_use(book, waiter)),
         needs_idle_bytes=needs_idle_bytes(book, waiter),
+        limited_by=outlook.limited_by,
+        limited_until=outlook.limited_until,
+        would_yield=outlook.would_yield,
     )
     refused = blocked_by == "group" and holding.group.bound is None  # it tells of no bytes
     clauses = [
         *_room(found, book, holding, blocked_by, kept_for, refused=refused),
         *_to_come_free(found, refused=refused),
         *_to_yield(found, holding, would_be_asked),
+        *_models_to_yield(outlook),
         *_order(found, admission, waiter),
     ]
     return attrs.evolve(found, reason="; ".join(clauses))
@@ -236,6 +243,8 @@ def _policy_name(group: Group) -> str:
 def _to_come_free(found: Explanation, *, refused: bool) -> Iterator[str]:
     idle = format_bytes(found.needs_idle_bytes)
     source = "reservations that stay until their owners end them, such as idle models"
+    if found.would_yield:
+        source = "reservations such as models"
     if found.missing and not refused:
         does = "grows" if found.state == "growing" else "fits"
         of_it = f", {idle} of it from {source}" if found.needs_idle_bytes else ""
@@ -255,6 +264,25 @@ def _to_yield(
         yield f"{', '.join(would_be)} would be asked to yield"
     if holding.asked:
         yield "it has been asked to yield itself"
+
+
+def _models_to_yield(outlook: Outlook) -> Iterator[str]:
+    """Which models would be asked for it, what keeps that from happening yet, and until when."""
+    names, several = ", ".join(outlook.would_yield), len(outlook.would_yield) > 1
+    match outlook.limited_by:
+        case "switches_per_minute":
+            one = outlook.limit == 1
+            models = "1 model a minute is" if one else f"{outlook.limit:g} models a minute are"
+            yield (
+                f"{names} could yield, but at most {models} switched (switches_per_minute): "
+                f"next at {outlook.limited_until:.1f} s"
+            )
+        case "turn_seconds":
+            yield (
+                f"{names} {'are' if several else 'is'} in use: "
+                f"{'they are' if several else 'it is'} asked to finish once this has waited "
+                f"{outlook.limit:g} s (turn_seconds), at {outlook.limited_until:.1f} s"
+            )
 
 
 def _order(found: Explanation, admission: Admission, waiter: Waiter) -> Iterator[str]:

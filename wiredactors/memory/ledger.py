@@ -53,7 +53,7 @@ class Ledger:
         self._growers = self._admission.growers
         self._journal = Journal(self._book, self._queue)
         self._settlement = Settlement(configuration, self._book, self._journal, writes=writes)
-        self._pressure = Pressure(self._book, self._admission, self._journal)
+        self._pressure = Pressure(self._book, self._admission, self._journal, configuration)
         self._outside = OutsidePressure()
         self._desk = Desk(
             self._book,
@@ -107,9 +107,10 @@ class Ledger:
     def settle(self, now: float) -> list[m.Effect]:
         """Decide the limit, and answer those who only waited for that."""
         self._journal.now = now
-        if not self._admission.idle:
-            self._pressure.look()
+        look_again = None if self._admission.idle else self._pressure.look()
         self.deadline = self._settlement.settle()
+        if look_again is not None and (self.deadline is None or look_again < self.deadline):
+            self.deadline = look_again
         return self._journal.take()
 
     def listen(self, listening: bool) -> None:
@@ -181,6 +182,7 @@ class Ledger:
         self._desk.max_waiters = command.configuration.max_waiters
         self._book.ceiling = command.ceiling
         self._admission.configure(command.configuration)
+        self._pressure.configure(command.configuration)
         details = {"ceiling": command.ceiling, **attrs.asdict(command.configuration)}
         self._journal.emit(EventKind.CONFIGURATION_UPDATED, details=details)
         self._settlement.configure(command.configuration)
@@ -231,4 +233,4 @@ class Ledger:
 
     def explain(self, ticket_id: str, now: float) -> Explanation:
         """Why a ticket waits, since when, behind whom, and what would let it in."""
-        return explain(self._book, self._admission, ticket_id, now)
+        return explain(self._book, self._admission, self._pressure, ticket_id, now)

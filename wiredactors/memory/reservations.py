@@ -92,6 +92,10 @@ class Reservations:
         """Bytes in `group` that do not yield."""
         return self._kept_in[group]
 
+    def kept_count(self, group: Group) -> int:
+        """How many of `group` do not yield by themselves."""
+        return self._kept_count[group]
+
     def kept_base_bytes(self, group: Group) -> int:
         """The bases that would count if only those that do not yield and one of `group` lived."""
         bases = sum(other.base_bytes for other in self._kept_count)

@@ -6,12 +6,13 @@ number, nobody passed.
 
 What would have to yield is said of each ticket that would wait, in the order in which they ask:
 
-- The reclaimable reservations whose owners the ledger would ask for it now.
+- The reservations whose owners the ledger would ask for it now, or later, where only time keeps
+  it from asking: caches (reclaimable) and models (evictable).
 - Where it would ask for none: the reservations beside which it would not fit though all active
   work had ended, and all that has been asked to yield had gone. Reclaimable ones are named first,
-  the least recently used before others, then those that were started longest ago; none that could
-  stay is named. They are reckoned as if the reservations that ask before it had come in; whom it
-  waits behind besides does not count.
+  then models that are idle, then models in use, of each the least recently used before others; then
+  those that were started longest ago. None that could stay is named. They are reckoned as if the
+  reservations that ask before it had come in; whom it waits behind besides does not count.
 """
 
 from __future__ import annotations
@@ -21,13 +22,10 @@ from collections.abc import Iterable, Sequence
 import attrs
 
 from wiredactors.memory import messages as m
-from wiredactors.memory.book import Book
 from wiredactors.memory.copying import copy_tickets
-from wiredactors.memory.errors import PolicyError
 from wiredactors.memory.events import EventKind, Explanation, WiredMemoryEvent
 from wiredactors.memory.explaining import explain
-from wiredactors.memory.holding import Holding
-from wiredactors.memory.lane import Waiter
+from wiredactors.memory.idle_room import IdleRoom
 from wiredactors.memory.ledger import Ledger
 from wiredactors.memory.policies import WiredMemoryPolicy, policy_label
 from wiredactors.memory.tickets import WiredMemoryTicket
@@ -95,6 +93,9 @@ def dry_run(ledger: Ledger, asking: Iterable[Asking], now: float) -> DryRun:
     errors = {effect.reply: effect.error for effect in effects if isinstance(effect, m.Refuse)}
     asked_for = _asked_for(effects)
     asked_now = frozenset(id for asked in asked_for.values() for id in asked)
+    for start in starts:
+        if later := scratch.would_ask_for(start.ticket_id, now):
+            asked_for[start.ticket_id] = later
     records = [_record(scratch, start, errors.get(start.reply), now, asked_now) for start in starts]
     yielding = scratch.yielding(  # it is the end of the scratch ledger
         [record.ticket_id for record in records if record.outcome != "refused"], asked_for
@@ -196,11 +197,17 @@ class _Scratch(Ledger):
         super().__init__(original.configuration, ceiling=original._book.ceiling, writes=False)
         copy_tickets(original._book, original._admission, into=(self._book, self._admission))
         self._settlement.copy_baseline(original._settlement)
+        self._pressure.copy_switches(original._pressure)
         self._desk.closed = original._desk.closed
 
     def explain_trial(self, ticket_id: str, now: float, asked_now: frozenset[str]) -> Explanation:
         """As `explain`; nobody was really asked to yield by this dry run."""
-        return explain(self._book, self._admission, ticket_id, now, asked_now)
+        return explain(self._book, self._admission, self._pressure, ticket_id, now, asked_now)
+
+    def would_ask_for(self, ticket_id: str, now: float) -> list[str]:
+        """The models that it would be asked for when the time has come."""
+        waiter = self._queue.by_id.get(ticket_id)
+        return [] if waiter is None else [*self._pressure.outlook_of(waiter, now).would_yield]
 
     def yielding(
         self, asking: Sequence[str], asked_for: dict[str, list[str]]
@@ -210,7 +217,7 @@ class _Scratch(Ledger):
         It takes them out of the book, with all active work, so use the ledger no more.
         """
         found: dict[str, list[str]] = {}
-        room = _IdleRoom(self._book, asking)
+        room = IdleRoom(self._book, asking)
         for grower in self._growers:
             room.grow(grower)
         for ticket_id in asking:
@@ -219,81 +226,3 @@ class _Scratch(Ledger):
                 found[ticket_id] = asked_for.get(ticket_id) or room.take_for(waiter)
                 room.let_in(waiter.holding)
         return found
-
-
-class _IdleRoom:
-    """The room that is left when all has gone that ends or yields by itself: active work, and the
-    reservations that have been asked for.
-    """
-
-    def __init__(self, book: Book, asking: Sequence[str]):
-        """`asking` ask for room now: they yield it to each other last."""
-        self._book = book
-        self._gone: dict[str, Holding] = {}
-        for holding in list(book.holdings.values()):
-            if holding.asked or (holding.active and not holding.pinned):
-                self._gone[holding.ticket_id] = holding
-                book.remove(holding)
-        reclaimable = book.reservations.reclaimable
-        left = [h for h in book.holdings.values() if h.ticket_id not in reclaimable]
-        idle = [*reclaimable.values(), *(h for h in left if not (h.active or h.pinned))]
-        newcomers = frozenset(asking)
-        self._order = sorted(idle, key=lambda holding: holding.ticket_id in newcomers)
-
-    def grow(self, grower: Waiter) -> None:
-        """A reservation that waits to grow goes before those that wait to start."""
-        holding = grower.holding
-        if holding.ticket_id in self._book.holdings and not self._blocked_by(grower):
-            self._book.resize(holding, grower.wants)
-
-    def let_in(self, holding: Holding) -> None:
-        """One that waited comes in. If it is active it ends by itself."""
-        if not holding.active or holding.pinned:
-            self._book.add(holding)
-        if not (holding.active or holding.pinned):
-            self._order.append(holding)
-
-    def take_for(self, waiter: Waiter) -> list[str]:
-        """Take away the reservations that must go before it fits: none that could stay."""
-        required = waiter.holding.requires
-        back = [self._gone[id] for id in required if id in self._gone]
-        for holding in back:
-            self._book.add(holding)
-        taken = self._needed_by(waiter, self._take_until_it_fits(waiter))
-        for holding in back:
-            self._book.remove(holding)
-        return [holding.ticket_id for holding in taken]
-
-    def _take_until_it_fits(self, waiter: Waiter) -> list[Holding]:
-        book, holding = self._book, waiter.holding
-        idle = [other for other in self._order if other.ticket_id not in holding.requires]
-        in_group = [other for other in idle if other.group is holding.group]
-        taken: list[Holding] = []
-        for what, candidates in (("group", in_group), ("ceiling", idle)):
-            for other in candidates:
-                if self._blocked_by(waiter) != what:
-                    break
-                if other.ticket_id in book.holdings:
-                    book.remove(other)
-                    taken.append(other)
-        return taken
-
-    def _needed_by(self, waiter: Waiter, taken: list[Holding]) -> list[Holding]:
-        """Put back what can stay, which is all of it where all is not enough."""
-        book = self._book
-        needed: list[Holding] = []
-        fits = self._blocked_by(waiter) is None
-        for other in reversed(taken):
-            book.add(other)
-            if fits and self._blocked_by(waiter) is not None:
-                book.remove(other)
-                needed.insert(0, other)
-        return needed
-
-    def _blocked_by(self, waiter: Waiter) -> str | None:
-        try:
-            return self._book.blocked_by(
-                waiter.holding.group, waiter.wants, waiter.holding if waiter.grows else None
-            )
-        except PolicyError:
-            return "group"
