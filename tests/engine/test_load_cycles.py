@@ -18,8 +18,8 @@ import psutil
 import pytest
 import trio
 
-from tests.engine import tiny
-from wiredactors.engine import loading, mlx_engine, serving
+from tests.engine import gguf_files, tiny
+from wiredactors.engine import gguf_model, loading, mlx_engine, serving
 from wiredactors.engine.knowledge import Knowledge
 from wiredactors.engine.mlx_engine import MlxEngine
 from wiredactors.engine.mlx_model import MlxModel
@@ -217,27 +217,35 @@ class TestRows:
             model = await load(engine, tiny_model("llama"), "stays")
             wanted = await ask(model, max_tokens=40)
             answer = submit(model, "row", max_tokens=40)
-            while not answer.ended.is_set():
+            for _ in range(3):
                 goes = await load(engine, tiny_model("experts"), "goes")
                 submit(goes, "gone", max_tokens=100)
                 await goes.unload()
+            await answer.ended.wait()
             assert answer.tokens == wanted
 
 
 class TestLoads:
-    async def test_one_that_is_cancelled_at_any_moment_leaves_nothing(
-        self, tiny_model: TinyModel
-    ) -> None:
+    @pytest.fixture(params=["directory", "gguf"])
+    def source(self, request: pytest.FixtureRequest, tiny_model: TinyModel, tmp_path: Path) -> Path:
+        if request.param == "directory":
+            return tiny_model("llama")
+        entries = [*gguf_files.llama_entries(), *gguf_files.tokenizer_entries()]
+        path = tmp_path / "model.gguf"
+        path.write_bytes(gguf_files.build(entries, gguf_files.llama_tensors()))
+        return path
+
+    async def test_one_that_is_cancelled_at_any_moment_leaves_nothing(self, source: Path) -> None:
         chance = random.Random(3)
         async with open_engine() as engine:
             began = time.perf_counter()
-            await (await load(engine, tiny_model("hybrid"))).unload()
+            await (await load(engine, source)).unload()
             whole = time.perf_counter() - began
             before = await active_bytes(engine)
             cancelled = 0
             for _ in range(30):
                 with trio.move_on_after(chance.random() * whole) as scope:
-                    model = await load(engine, tiny_model("hybrid"))
+                    model = await load(engine, source)
                     await model.unload()
                 cancelled += scope.cancelled_caught
                 assert (engine._models, engine._serving, engine._delivers) == ({}, {}, {})
@@ -246,7 +254,7 @@ class TestLoads:
 
     @pytest.mark.parametrize("amid", ["weights", "tokenizer", "costs", "knowledge", "serving"])
     async def test_one_that_fails_amid_leaves_nothing_and_the_next_goes_well(
-        self, tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, amid: str
+        self, source: Path, monkeypatch: pytest.MonkeyPatch, amid: str
     ) -> None:
         def failing(*_: Any, **__: Any) -> Any:
             raise RuntimeError("amid")
@@ -260,15 +268,15 @@ class TestLoads:
             return loading.load(plan, advance)
 
         async with open_engine() as engine:
-            await (await load(engine, tiny_model("llama"))).unload()
+            await (await load(engine, source)).unload()
             before = await active_bytes(engine)
             engine._costs = type(engine._costs)()
             with monkeypatch.context() as patch:
                 if amid == "weights":
                     patch.setattr(mlx_engine, "load", half)
                 elif amid == "tokenizer":
-                    utils = loading.import_mlx_lm("utils")
-                    patch.setattr(utils, "load_tokenizer", failing)
+                    patch.setattr(loading.import_mlx_lm("utils"), "load_tokenizer", failing)
+                    patch.setattr(gguf_model, "gguf_tokenizer", failing)
                 elif amid == "costs":
                     patch.setattr(mlx_engine, "measure_rows", failing)
                 elif amid == "knowledge":
@@ -276,11 +284,11 @@ class TestLoads:
                 else:
                     patch.setattr(serving, "can_share", failing)
                 with pytest.raises((RuntimeError, ModelLoadError), match="amid") as caught:
-                    await load(engine, tiny_model("llama"))
+                    await load(engine, source)
                 # The error is still held, with its frames.
                 assert abs(await active_bytes(engine) - before) <= FEW_BYTES, caught
             assert (engine._models, engine._serving) == ({}, {})
-            assert len(await ask(await load(engine, tiny_model("llama")))) == 20
+            assert len(await ask(await load(engine, source))) == 20
 
     async def test_the_name_is_free_at_once_for_another_model(self, tiny_model: TinyModel) -> None:
         async with open_engine() as engine:
