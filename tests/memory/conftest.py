@@ -98,6 +98,12 @@ class Driver:
     def touch(self, ticket_id: str) -> None:
         self.send(m.Use(ticket_id))
 
+    def use(self, ticket_id: str, *, in_use: bool) -> None:
+        self.send(m.Use(ticket_id, in_use))
+
+    def pin(self, ticket_id: str, pinned: bool) -> None:
+        self.send(m.Pin(ticket_id, pinned))
+
     def observe(self, available: int, footprint: int = 0, total: int = 1000) -> None:
         self.send(m.Observe(MemoryReading(total, available, footprint)))
 

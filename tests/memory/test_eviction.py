@@ -1,0 +1,878 @@
+"""Models yield: idle ones to those who wait, busy ones in their turn, and none for nothing."""
+
+from __future__ import annotations
+
+import attrs
+import pytest
+
+import wiredactors as wa
+from wiredactors.memory import messages as m
+from wiredactors.memory.errors import TicketTooLarge
+from wiredactors.memory.policies import WiredBudgetPolicy, WiredMemoryPolicy, WiredSumPolicy
+from wiredactors.memory.share import Share
+from wiredactors.memory.tickets import WiredMemoryTicket
+from wiredactors.memory.trial import dry_run
+
+SUM = WiredSumPolicy()
+OTHER = WiredBudgetPolicy(base_bytes=0, id="other")
+
+
+def model(d, ticket_id, size, *, idle=True, policy=SUM, **more):
+    """A model's weights; a second passes, so that each is used later than the one before."""
+    reply = d.reserve(ticket_id, size, policy, evictable=True, **more)
+    if idle:
+        d.use(ticket_id, in_use=False)
+    d.advance(1)
+    return reply
+
+
+def cache(d, ticket_id, size, **more):
+    d.reserve(ticket_id, size, SUM, reclaimable=True, **more)
+
+
+def pressures(d):
+    return [(e.ticket_id, e.details) for e in d.events if e.kind == "pressure"]
+
+
+def explain(d, ticket_id):
+    return d.ledger.explain(ticket_id, d.now)
+
+
+class TestIdleModels:
+    def test_a_load_asks_the_least_recently_used_and_no_more_than_are_needed(self, driver):
+        d = driver(ceiling=100)
+        for name in ("a", "b", "c"):
+            model(d, name, 30)
+        d.use("a", in_use=True)
+        d.use("a", in_use=False)
+        d.take_events()
+        load = model(d, "load", 40, idle=False)
+        assert d.asked == ["b"]
+        assert d.kinds == ["admission_wait", "pressure", "reclaim_requested"]
+        assert pressures(d) == [("load", {"needed_bytes": 30, "asked": ["b"]})]
+        assert not load.answered, "it comes in when the bytes are free"
+        d.advance(120)
+        assert d.asked == ["b"], "once is enough"
+        d.end("b")
+        assert load.answered
+
+    def test_all_or_nothing_so_that_it_fits_beside_the_work(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 30)
+        d.start("work", 60)
+        model(d, "load", 50, idle=False)
+        assert d.asked == [], "a alone is not enough while the work runs"
+        d.end("work")
+        assert d.waiting == []
+        assert d.asked == [], "and is not needed now"
+
+    def test_one_in_use_is_never_asked_where_waiting_for_work_would_do(self, driver):
+        d = driver(ceiling=100)
+        model(d, "busy", 30, idle=False)
+        model(d, "idle", 30)
+        d.start("work", 40, requires=("busy",))
+        model(d, "load", 60, idle=False)
+        d.advance(1000)
+        assert d.asked == [], "with the work ended it fits beside busy"
+        d.end("work")
+        assert d.asked == ["idle"]
+
+    def test_nothing_is_asked_for_what_would_not_fit_all_the_same(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 30)
+        d.reserve("stays", 50)
+        load = model(d, "load", 60, idle=False)
+        d.advance(1000)
+        assert d.asked == []
+        assert not load.answered
+        assert pressures(d) == [("load", {"needed_bytes": 40, "asked": []})]
+
+    def test_what_never_fits_is_refused_and_nobody_asked(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 30)
+        load = model(d, "load", 101, idle=False)
+        assert isinstance(load.error, TicketTooLarge)
+        assert d.asked == []
+
+    def test_those_that_it_stands_on_and_pinned_ones_are_not_asked(self, driver):
+        d = driver(ceiling=100)
+        model(d, "pinned", 20, pinned=True)
+        model(d, "own", 20)
+        model(d, "other", 40)
+        d.start("job", 40, requires=("own",))
+        assert d.asked == ["other"]
+
+    def test_caches_yield_before_models(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40)
+        cache(d, "c", 30)
+        model(d, "load", 50, idle=False)
+        assert d.asked == ["c"]
+
+    def test_where_caches_do_not_suffice_models_follow_them(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40)
+        cache(d, "c", 30)
+        model(d, "load", 65, idle=False)
+        assert pressures(d) == [("load", {"needed_bytes": 35, "asked": ["c", "a"]})]
+
+    def test_a_job_that_waits_for_other_jobs_evicts_nobody(self, driver):
+        d = driver(ceiling=100)
+        model(d, "idle", 30)
+        d.start("work", 60)
+        d.start("job", 40)
+        d.advance(1000)
+        assert d.asked == []
+        assert "pressure" not in d.kinds
+
+    def test_a_job_that_needs_more_than_work_can_free_does(self, driver):
+        d = driver(ceiling=100)
+        model(d, "idle", 30)
+        job = d.start("job", 80)
+        assert d.asked == ["idle"]
+        d.end("idle")
+        assert job.answered
+
+    def test_neither_does_a_cache_that_wants_in(self, driver):
+        d = driver(ceiling=100)
+        model(d, "idle", 30)
+        d.start("work", 60)
+        cache(d, "c", 20)
+        assert d.asked == []
+
+    def test_a_reservation_that_grows_asks_them_and_not_itself(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 30)
+        model(d, "b", 30)
+        d.start("work", 30)
+        grown = d.resize("a", 50)
+        assert d.asked == ["b"]
+        d.end("b")
+        assert grown.answered
+
+    def test_what_is_asked_for_one_the_next_cannot_count_on(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 50)
+        model(d, "b", 50, policy=OTHER)
+        model(d, "first", 50, idle=False)
+        model(d, "second", 50, idle=False, policy=OTHER)
+        assert pressures(d) == [
+            ("first", {"needed_bytes": 50, "asked": ["a"]}),
+            ("second", {"needed_bytes": 50, "asked": ["b"]}),
+        ]
+
+    def test_a_users_own_policy_is_asked_what_it_would_say(self, driver):
+        policy = TwoAtATime()
+        d = driver(ceiling=1000)
+        model(d, "a", 10, policy=policy)
+        model(d, "b", 10, policy=policy)
+        job = d.start("job", 10, policy)
+        assert d.asked == ["a"], "no work of its would make place for it"
+        d.end("a")
+        assert job.answered
+
+    def test_room_that_is_kept_in_its_group_is_made_though_the_ceiling_is_full(self, driver):
+        d = driver(ceiling=100, overtake_seconds=10.0)
+        group = WiredSumPolicy(cap=50)
+        model(d, "idle", 30, policy=group)
+        d.start("filler", 70, OTHER)
+        model(d, "load", 40, policy=group, idle=False)
+        assert d.asked == [], "not yet: it may be in vain"
+        d.advance(10)
+        d.start("another", 100, OTHER)
+        assert d.asked == ["idle"]
+
+    def test_the_last_to_ask_for_more_is_not_refused_where_an_idle_model_would_yield(self, driver):
+        d = driver(ceiling=100)
+        model(d, "idle", 40)
+        d.start("job", 40)
+        grown = d.resize("job", 80)
+        assert d.asked == ["idle"]
+        d.end("idle")
+        assert grown.answered
+
+
+@attrs.frozen
+class TwoAtATime(WiredMemoryPolicy):
+    def limit(self, baseline, active_sizes):
+        return baseline + sum(active_sizes)
+
+    def can_admit(self, baseline, active_sizes, new_size):
+        return len(active_sizes) < 2
+
+
+class TestUse:
+    def test_it_is_in_use_from_its_start_and_says_so_when_that_changes(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 30, idle=False)
+        assert ticket(d, "a").in_use
+        assert ticket(d, "a").used_at == 0.0
+        d.take_events()
+        d.use("a", in_use=True)
+        assert d.events == [], "nothing new"
+        d.use("a", in_use=False)
+        assert [(e.kind, e.details) for e in d.events] == [("ticket_used", {"in_use": False})]
+        assert not ticket(d, "a").in_use
+        assert ticket(d, "a").used_at == 1.0
+
+    def test_both_put_it_last_of_those_that_yield(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40)
+        model(d, "b", 40)
+        d.use("a", in_use=True)
+        d.use("a", in_use=False)
+        model(d, "load", 30, idle=False)
+        assert d.asked == ["b"]
+
+    def test_a_touch_puts_it_last_and_leaves_it_idle(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40)
+        model(d, "b", 40)
+        d.touch("a")
+        assert not ticket(d, "a").in_use
+        model(d, "load", 30, idle=False)
+        assert d.asked == ["b"]
+
+    def test_one_that_becomes_idle_is_asked_by_those_who_wait_already(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 60, idle=False)
+        model(d, "load", 50, idle=False)
+        assert d.asked == []
+        d.use("a", in_use=False)
+        assert d.asked == ["a"]
+
+    def test_it_means_nothing_to_others(self, driver):
+        d = driver(ceiling=100)
+        d.reserve("r", 10)
+        d.start("job", 10)
+        d.take_events()
+        d.use("r", in_use=False)
+        d.use("job", in_use=False)
+        d.use("nobody", in_use=False)
+        assert d.events == []
+
+    def test_of_a_cache_it_is_a_touch(self, driver):
+        d = driver(ceiling=100)
+        cache(d, "c", 10)
+        d.advance(1)
+        d.use("c", in_use=True)
+        assert ticket(d, "c").used_at == 1.0
+        assert not ticket(d, "c").in_use
+
+    def test_one_that_waits_is_not_in_use(self, driver):
+        d = driver(ceiling=100)
+        d.start("work", 90)
+        model(d, "a", 30, idle=False)
+        [waiter] = d.ledger.snapshot().waiters
+        assert (waiter.evictable, waiter.in_use, waiter.used_at) == (True, False, None)
+
+
+def ticket(d, ticket_id):
+    return next(t for t in d.ledger.snapshot().tickets if t.ticket_id == ticket_id)
+
+
+class TestTheRate:
+    def test_so_many_switches_in_any_minute_and_the_next_when_the_oldest_is_past(self, driver):
+        d = driver(ceiling=100, switches_per_minute=2)
+        for name in ("a", "b", "c"):
+            model(d, name, 33)
+        d.now = 10.0
+        loads = []
+        for n in (1, 2, 3):
+            d.now += 1
+            loads.append(d.reserve(f"load{n}", 33, SUM, evictable=True))
+            for asked in d.asked:
+                d.end(asked)
+            d.asked.clear()
+        assert [load.answered for load in loads] == [True, True, False]
+        assert d.ledger.deadline == 71.0
+        d.advance(57.9)
+        assert d.asked == []
+        d.advance(0.1)
+        assert d.now == pytest.approx(71.0)
+        assert d.asked == ["c"]
+
+    def test_caches_are_not_counted(self, driver):
+        d = driver(ceiling=100, switches_per_minute=1)
+        for name in ("a", "b", "c"):
+            cache(d, name, 30)
+        d.start("job", 40)
+        d.end("a")
+        d.start("job2", 30)
+        assert d.asked == ["a", "b"]
+
+    def test_several_models_for_one_are_one_switch(self, driver):
+        d = driver(ceiling=90, switches_per_minute=2)
+        for name in ("a", "b", "c"):
+            model(d, name, 30)
+        load = model(d, "load", 60, idle=False)
+        d.end("a")
+        d.end("b")
+        assert load.answered
+        model(d, "next", 30, idle=False)
+        assert d.asked == ["a", "b", "c"]
+
+    def test_one_that_must_wait_for_it_asks_no_caches_meanwhile(self, driver):
+        d = driver(ceiling=100, switches_per_minute=1)
+        model(d, "a", 60)
+        model(d, "b", 30)
+        load = model(d, "first", 70, idle=False)
+        d.end("a")
+        assert load.answered
+        d.use("first", in_use=False)
+        d.asked.clear()
+        d.end("b")
+        cache(d, "c", 20)
+        model(d, "second", 90, idle=False)
+        assert d.asked == []
+        d.advance(60)
+        assert d.asked == ["c", "first"]
+
+    def test_nobody_looks_again_once_nobody_waits(self, driver):
+        d = driver(ceiling=60, switches_per_minute=1)
+        model(d, "a", 30)
+        model(d, "b", 30)
+        model(d, "first", 30, idle=False)
+        d.end("a")
+        model(d, "second", 30, idle=False)
+        assert d.ledger.deadline is not None
+        d.end("second")
+        assert d.ledger.deadline is None
+
+    def test_it_can_be_changed(self, driver):
+        d = driver(ceiling=60, switches_per_minute=1)
+        model(d, "a", 30)
+        model(d, "b", 30)
+        model(d, "first", 30, idle=False)
+        d.end("a")
+        d.configure(60, switches_per_minute=2, turn_seconds=5.0)
+        model(d, "second", 30, idle=False)
+        assert d.asked == ["a", "b"]
+
+
+class TestBusyModels:
+    def test_one_in_use_is_asked_when_the_waiter_has_had_its_turn_seconds(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 60, idle=False)
+        d.start("work", 10, requires=("a",))
+        load = model(d, "load", 50, idle=False)
+        assert d.asked == []
+        assert d.ledger.deadline == 31.0
+        d.advance(28.9)
+        assert d.asked == []
+        d.take_events()
+        d.advance(0.1)
+        assert d.asked == ["a"]
+        assert pressures(d) == [("load", {"needed_bytes": 10, "asked": ["a"]})]
+        d.end("work")
+        d.end("a")
+        assert load.answered
+
+    def test_it_may_be_at_once(self, driver):
+        d = driver(ceiling=100, turn_seconds=0.0)
+        model(d, "a", 60, idle=False)
+        model(d, "load", 50, idle=False)
+        assert d.asked == ["a"]
+
+    def test_idle_ones_follow_when_it_is_enough_with_them(self, driver):
+        d = driver(ceiling=100)
+        model(d, "busy", 50, idle=False)
+        d.start("work", 10, requires=("busy",))
+        model(d, "idle", 30)
+        load = model(d, "load", 90, idle=False)
+        d.advance(30)
+        assert d.asked == ["busy"]
+        d.end("work")
+        assert d.asked == ["busy"], "it drains yet"
+        d.end("busy")
+        assert d.asked == ["busy", "idle"]
+        d.end("idle")
+        assert load.answered
+
+    def test_all_or_nothing(self, driver):
+        d = driver(ceiling=100)
+        model(d, "busy", 50, idle=False)
+        d.reserve("stays", 40)
+        model(d, "load", 70, idle=False)
+        d.advance(1000)
+        assert d.asked == []
+
+    def test_while_one_drains_no_other_is_asked_for_the_same(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40, idle=False)
+        model(d, "b", 40, idle=False)
+        d.start("work", 10, requires=("a",))
+        d.start("more work", 10, requires=("b",))
+        load = model(d, "load", 50, idle=False)
+        d.advance(30)
+        assert d.asked == ["a"]
+        d.resize("a", 5)
+        d.resize("b", 60)
+        d.advance(100)
+        assert d.asked == ["a"], "it has not ended, though it will not be enough now"
+        d.end("a")
+        assert d.asked == ["a", "b"]
+        d.end("b")
+        d.end("work")
+        d.end("more work")
+        assert load.answered
+
+    def test_idle_ones_that_it_counts_on_are_kept_for_it(self, driver):
+        d = driver(ceiling=100)
+        model(d, "busy", 50, idle=False)
+        d.start("work", 10, requires=("busy",))
+        model(d, "idle", 30)
+        model(d, "load", 90, idle=False)
+        d.advance(30)
+        d.reserve("other", 30, OTHER, evictable=True)
+        assert d.asked == ["busy"], "what idle frees is for load"
+
+    def test_work_that_waits_behind_on_a_stalled_model_does_not_wedge(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 50, idle=False)
+        model(d, "b", 50, idle=False)
+        a = d.start("job of a", 20, requires=("a",))
+        assert d.asked == [], "nothing says that b is stalled"
+        d.start("job of b", 20, requires=("b",))
+        assert d.asked == ["b"], "nothing would ever end by itself"
+        d.end("job of b")
+        d.end("b")
+        assert a.answered
+
+    def test_one_on_which_work_runs_is_not_stalled(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 50, idle=False)
+        model(d, "b", 40, idle=False)
+        d.start("runs on b", 10, requires=("b",))
+        d.start("job of a", 20, requires=("a",))
+        d.start("job of b", 20, requires=("b",))
+        assert d.asked == []
+        d.advance(30)
+        assert d.asked == ["b"], "after its turn"
+
+    def test_a_kept_cache_does_not_count_as_work(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 50, idle=False)
+        model(d, "b", 45, idle=False)
+        cache(d, "kept", 5, requires=("b",))
+        d.start("job of a", 20, requires=("a",))
+        d.start("job of b", 20, requires=("b",))
+        assert d.asked == ["b"]
+
+    def test_one_whose_work_waits_before_is_not_stalled(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 60, idle=False)
+        model(d, "b", 40, idle=False)
+        d.start("job of b", 20, requires=("b",), priority=1)
+        d.start("job of a", 10, requires=("a",))
+        assert d.asked == ["a"], "a is in the way of the first; b is not in that of the second"
+
+    def test_it_is_a_switch_like_any_other(self, driver):
+        d = driver(ceiling=100, switches_per_minute=1, turn_seconds=5.0)
+        model(d, "a", 50)
+        model(d, "b", 50, idle=False)
+        load = model(d, "load", 40, idle=False)
+        d.end("a")
+        assert load.answered
+        model(d, "second", 60, idle=False)
+        d.advance(57)
+        assert d.asked == ["a"]
+        d.advance(1)
+        assert d.asked == ["a", "b"]
+
+
+class TestPinning:
+    def test_a_live_one_is_not_asked_any_more_until_it_is_unpinned(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40)
+        model(d, "b", 40)
+        d.take_events()
+        d.pin("a", True)
+        [event] = d.events
+        assert (event.kind, event.ticket_id, event.details) == (
+            "ticket_pinned",
+            "a",
+            {"pinned": True},
+        )
+        assert ticket(d, "a").pinned
+        model(d, "load", 50, idle=False)
+        assert d.asked == ["b"]
+        d.pin("a", True)
+        assert d.kinds.count("ticket_pinned") == 1
+        d.end("b")
+        model(d, "second", 60, idle=False)
+        assert d.asked == ["b"]
+        d.end("load")
+
+    def test_unpinned_it_yields_to_those_who_wait(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40, pinned=True)
+        d.reserve("b", 10)
+        model(d, "load", 60, idle=False)
+        assert d.asked == []
+        d.pin("a", False)
+        assert d.asked == ["a"]
+
+    def test_those_who_become_impossible_are_refused(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40, idle=False)
+        load = model(d, "load", 70, idle=False)
+        assert not load.answered
+        d.pin("a", True)
+        assert isinstance(load.error, TicketTooLarge)
+        assert load.error.pinned_bytes == 40
+
+    def test_one_that_was_asked_and_is_pinned_is_asked_no_more(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40)
+        model(d, "b", 40)
+        model(d, "load", 50, idle=False)
+        assert d.asked == ["a"]
+        d.pin("a", True)
+        assert not ticket(d, "a").asked
+        assert d.ledger.is_asked("a") is False
+        assert d.asked == ["a", "b"]
+
+    def test_one_that_waits_is_pinned_when_it_comes_in(self, driver):
+        d = driver(ceiling=100)
+        d.start("work", 90)
+        model(d, "a", 40, idle=False)
+        load = d.reserve("load", 70)
+        d.pin("a", True)
+        assert not load.answered
+        assert d.ledger.snapshot().waiters[0].pinned
+        d.end("work")
+        assert ticket(d, "a").pinned
+        assert isinstance(load.error, TicketTooLarge)
+
+    def test_a_cache_or_one_that_is_not_there_is_left_as_it_is(self, driver):
+        d = driver(ceiling=100)
+        cache(d, "c", 10)
+        d.take_events()
+        d.pin("c", True)
+        d.pin("nobody", True)
+        assert d.events == []
+
+
+class World:
+    """A workspace and models that share it, resized by its owner as they come and go."""
+
+    def __init__(self, d, workspace=0):
+        self.d = d
+        self.workspace = WiredMemoryTicket(0, SUM, "reservation", id="workspace")
+        self.sharers: dict[str, tuple[int, int]] = {}
+        d.reserve("workspace", workspace)
+
+    def load(self, name, weights, share, margin=0, *, idle=True, **more):
+        size = weights + max(0, share - self._held_once()) + margin
+        reply = self.ask(name, size, share, margin, **more)
+        assert reply.answered
+        self.sharers[name] = share, margin
+        self.fit()
+        self.d.resize(name, weights)
+        if idle:
+            self.d.use(name, in_use=False)
+        self.d.advance(1)
+
+    def ask(self, name, size, share, margin=0, **more):
+        part = Share(self.workspace, share, margin)
+        return self.d.reserve(name, size, SUM, evictable=True, share=part, **more)
+
+    def go(self, name):
+        self.d.end(name)
+        del self.sharers[name]
+
+    def fit(self):
+        self.d.resize("workspace", self._held_once() + sum(m for _, m in self.sharers.values()))
+
+    def _held_once(self):
+        return max((share for share, _ in self.sharers.values()), default=0)
+
+
+class TestShares:
+    def test_one_with_a_share_stands_on_it(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("a", 20, 10, 2)
+        a = ticket(d, "a")
+        assert a.requires == ("workspace",)
+        assert (a.shares, a.share_size, a.share_margin) == ("workspace", 10, 2)
+        assert ticket(d, "workspace").size == 12
+
+    def test_what_the_workspace_shrinks_by_counts(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("big", 30, 40, 5)
+        world.load("small", 10, 5, 1)
+        load = world.ask("load", 50, 10)
+        assert d.asked == ["big"], "30 of it and 35 of the workspace"
+        world.go("big")
+        assert not load.answered
+        assert d.asked == ["big"], "the workspace is about to shrink"
+        world.sharers["load"] = 10, 0
+        world.fit()
+        assert load.answered
+
+    def test_a_share_that_others_want_too_does_not_come_free(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("a", 30, 40)
+        world.load("b", 10, 40)
+        assert not world.ask("load", 40, 10).answered
+        assert d.asked == ["a"], "30 of it: enough with the 20 that are free"
+        world.go("a")
+        d.asked.clear()
+        world.ask("second", 41, 10)
+        assert d.asked == ["b"]
+
+    def test_one_that_waits_keeps_what_it_wants_of_it(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("a", 30, 40)
+        world.ask("load", 65, 40)
+        assert d.asked == [], "beside its own 40 nothing makes room for 65"
+
+    def test_all_that_go_are_reckoned_together(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("a", 20, 40)
+        world.load("b", 20, 40)
+        world.ask("load", 95, 5)
+        assert d.asked == ["a", "b"]
+        world.go("a")
+        world.go("b")
+        d.resize("workspace", 5)
+        assert d.waiting == []
+
+    def test_the_second_plan_does_not_count_it_again(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("a", 20, 40)
+        world.load("b", 20, 40)
+        world.ask("first", 95, 5)
+        d.asked.clear()
+        d.reserve("second", 30, OTHER, evictable=True)
+        assert d.asked == [], "what they all shrink by is for the first"
+
+    def test_a_model_in_use_frees_its_share_when_it_is_drained(self, driver):
+        d = driver(ceiling=100, turn_seconds=0.0)
+        world = World(d)
+        world.load("big", 20, 60, idle=False)
+        world.ask("load", 80, 10)
+        assert d.asked == ["big"]
+
+    def test_the_workspace_that_grows_does_not_count_on_its_own_shrinking(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("a", 20, 40, 10)
+        d.resize("workspace", 90)
+        assert d.asked == ["a"]
+
+
+class TestNeverFits:
+    def test_what_others_want_of_the_workspace_is_not_held_against_a_small_model(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("big", 30, 60)
+        load = world.ask("small", 50, 10)
+        assert load.error is None
+        assert d.asked == ["big"]
+
+    def test_nor_against_a_job_of_one(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("big", 20, 60)
+        world.load("small", 10, 5)
+        job = d.start("job", 60, requires=("small", "workspace"))
+        assert job.error is None
+        assert d.asked == ["big"]
+        too_large = d.start("too large", 86, requires=("small", "workspace"))
+        assert isinstance(too_large.error, TicketTooLarge)
+        assert too_large.error.pinned_bytes == 10 + 5
+        assert too_large.error.largest_possible == 85
+
+    def test_pinned_ones_keep_their_part_and_their_margin(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("pinned", 10, 20, 3, pinned=True)
+        world.load("big", 10, 50, 4)
+        too_large = world.ask("small", 90, 5)
+        assert isinstance(too_large.error, TicketTooLarge)
+        assert too_large.error.pinned_bytes == 10 + 20 + 3
+        assert too_large.error.largest_possible == 67
+
+    def test_its_own_part_counts_as_far_as_the_workspace_has_it_already(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("big", 10, 50, 4)
+        assert world.ask("possible", 60, 40).error is None
+        assert isinstance(world.ask("impossible", 61, 40).error, TicketTooLarge)
+        assert isinstance(world.ask("larger", 51, 90).error, TicketTooLarge)
+        assert world.ask("the rest", 50, 90).error is None, "it asks for what is to be added"
+
+    def test_one_that_nobody_shares_counts_as_it_is(self, driver):
+        d = driver(ceiling=100)
+        d.reserve("workspace", 60)
+        job = d.start("job", 50, requires=("workspace",))
+        assert isinstance(job.error, TicketTooLarge)
+        assert job.error.pinned_bytes == 60
+
+    def test_one_with_a_share_can_grow_beside_its_own_part_only(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("big", 20, 60)
+        world.load("a", 10, 10, 2)
+        grown = d.resize("a", 88)
+        assert grown.error is None
+        d.cancel_resize(grown)
+        assert isinstance(d.resize("a", 89).error, TicketTooLarge)
+
+
+class TestExplain:
+    def test_the_rate(self, driver):
+        d = driver(ceiling=60, switches_per_minute=1)
+        model(d, "weights/a", 30)
+        model(d, "weights/b", 30)
+        d.now = 11.2
+        model(d, "first", 30, idle=False)
+        d.end("weights/a")
+        model(d, "second", 30, idle=False)
+        why = explain(d, "second")
+        assert (why.limited_by, why.limited_until) == ("switches_per_minute", 71.2)
+        assert why.would_yield == ("weights/b",)
+        assert (
+            "weights/b could yield, but at most 1 model a minute is switched "
+            "(switches_per_minute): next at 71.2 s" in why.reason
+        )
+
+    def test_the_rate_of_several(self, driver):
+        d = driver(ceiling=90, switches_per_minute=2)
+        for name in ("a", "b", "c"):
+            model(d, name, 30)
+        for name in ("first", "second"):
+            model(d, name, 30, idle=False)
+            d.end(d.asked[-1])
+        model(d, "third", 30, idle=False)
+        assert "c could yield, but at most 2 models a minute are switched" in (
+            explain(d, "third").reason
+        )
+
+    def test_the_turn(self, driver):
+        d = driver(ceiling=100)
+        model(d, "weights/a", 60, idle=False)
+        d.now = 11.0
+        model(d, "load", 50, idle=False)
+        why = explain(d, "load")
+        assert (why.limited_by, why.limited_until) == ("turn_seconds", 41.0)
+        assert why.would_yield == ("weights/a",)
+        assert (
+            "weights/a is in use: it is asked to finish once this has waited 30 s "
+            "(turn_seconds), at 41.0 s" in why.reason
+        )
+        assert "until their owners end them" not in why.reason
+
+    def test_one_that_was_asked_is_named_as_asked(self, driver):
+        d = driver(ceiling=100)
+        model(d, "weights/a", 60)
+        model(d, "load", 50, idle=False)
+        why = explain(d, "load")
+        assert (why.limited_by, why.would_yield, why.asked) == (None, (), ("weights/a",))
+        assert "weights/a has been asked to yield" in why.reason
+
+    def test_to_ask_why_changes_nothing(self, driver):
+        d = driver(ceiling=60, switches_per_minute=1, turn_seconds=0.0)
+        model(d, "a", 30, idle=False)
+        model(d, "b", 30, idle=False)
+        d.together(
+            lambda: d.reserve("load", 30, SUM, evictable=True),
+            lambda: explain(d, "load"),
+            lambda: explain(d, "load"),
+        )
+        assert d.asked == ["a"]
+
+
+class TestDryRun:
+    def ask(self, d, size, **more):
+        load = WiredMemoryTicket(size, SUM, "reservation", evictable=True, **more)
+        return dry_run(d.ledger, [load], d.now).tickets[0]
+
+    def test_it_names_idle_models(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 30)
+        model(d, "b", 30)
+        found = self.ask(d, 50)
+        assert (found.outcome, found.would_yield) == ("waits", ("a",))
+        assert d.asked == []
+
+    def test_it_names_those_in_use_whose_turn_will_come(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 50, idle=False)
+        model(d, "b", 30)
+        d.start("work", 5, requires=("a",))
+        found = self.ask(d, 90)
+        assert found.would_yield == ("a",)
+        assert "a is in use: it is asked to finish" in found.reason
+
+    def test_it_knows_of_switches_before(self, driver):
+        d = driver(ceiling=60, switches_per_minute=1)
+        model(d, "a", 30)
+        model(d, "b", 30)
+        model(d, "first", 30, idle=False)
+        d.end("a")
+        found = self.ask(d, 30)
+        assert found.would_yield == ("b",)
+        assert "switches_per_minute" in found.reason
+        d.advance(60)
+        assert "switches_per_minute" not in self.ask(d, 30).reason
+
+    def test_what_they_share_shrinks_in_it_too(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("big", 20, 60)
+        world.load("b", 5, 5)
+        d.start("work", 15)
+        found = self.ask(d, 81, share=Share(world.workspace, 5))
+        assert found.would_yield == ("big",), "once the work has ended"
+
+    def test_the_order_of_use_is_copied(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40)
+        model(d, "b", 40)
+        d.touch("a")
+        assert self.ask(d, 50).would_yield == ("b",)
+
+
+class TestTickets:
+    @pytest.mark.parametrize(
+        "traits", [{"kind": "active"}, {"kind": "reservation", "reclaimable": True}]
+    )
+    def test_only_a_reservation_that_is_not_reclaimable_can_be_evictable(self, traits):
+        with pytest.raises(ValueError, match="reservation, and not reclaimable"):
+            WiredMemoryTicket(1, SUM, evictable=True, **traits)
+
+    def test_it_may_be_pinned(self):
+        ticket = WiredMemoryTicket(1, SUM, "reservation", evictable=True, pinned=True)
+        assert (ticket.evictable, ticket.pinned, ticket.share) == (True, True, None)
+
+    def test_what_is_no_flag_or_share_is_an_error(self):
+        with pytest.raises(TypeError, match="evictable must be"):
+            WiredMemoryTicket(1, SUM, "reservation", evictable=1)
+        with pytest.raises(TypeError, match="share must be a Share"):
+            WiredMemoryTicket(1, SUM, "reservation", share=5)
+
+    @pytest.mark.parametrize("sizes", [(-1, 0), (0, -1)])
+    def test_a_share_is_in_bytes(self, sizes):
+        with pytest.raises(ValueError, match="share's"):
+            Share(WiredMemoryTicket(0, SUM, "reservation"), *sizes)
+
+    def test_the_parameters_have_their_ranges(self):
+        configuration = wa.WiredMemoryConfiguration()
+        assert (configuration.switches_per_minute, configuration.turn_seconds) == (10, 30.0)
+        for wrong in ({"switches_per_minute": 0}, {"turn_seconds": -1.0}):
+            with pytest.raises(ValueError, match=next(iter(wrong))):
+                wa.WiredMemoryConfiguration(**wrong)
+
+
+def test_commands_tell_what_they_are_for():
+    assert m.Use("a").in_use is None
+    assert m.Pin("a", True).pinned
