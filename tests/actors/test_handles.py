@@ -503,7 +503,7 @@ async def test_it_is_bounded_by_what_the_context_leaves_however_much_was_asked_f
     async with house.opened() as model:
         job = model.start_generation(PROMPT, max_tokens=10**9)
         assert (await job.wait()).generation_tokens == 4
-        assert job._receive.statistics().max_buffer_size == 4 + 2
+        assert job._receive.statistics().peak_buffer_used <= 4 + 2
 
 
 async def test_what_an_engine_brings_when_the_job_has_ended_is_dropped(

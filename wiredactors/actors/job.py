@@ -2,6 +2,10 @@
 
 The order is the promise: the ticket starts before the engine sees the prompt, and ends only after
 the engine has let the row's memory go.
+
+A job whose model is not there has no task: it lies in the model's line, where it can be cancelled
+or fail, and is given its row when the model is ready. If the model must go again before the job
+was admitted, the job goes back into the line.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+import attrs
 import trio
 
 from wiredactors.actors.charge import Charge
@@ -17,7 +22,22 @@ from wiredactors.actors.protocol import EngineModel
 from wiredactors.actors.result import Chunk, GenerationResult
 from wiredactors.memory.events import EventKind
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
-from wiredactors.scheduling.requests import RowOutput, RowRequest
+from wiredactors.scheduling.requests import GenerationRequest, RowOutput, RowRequest
+
+
+@attrs.frozen
+class Row:
+    """What a job is on a model that is there.
+
+    Attributes:
+        model: the loaded model.
+        request: the prompt in its tokens, and `max_tokens` as the context leaves them.
+        charge: the job's own idea of its size, also where the ticket is a caller's.
+    """
+
+    model: EngineModel
+    request: RowRequest
+    charge: Charge
 
 
 class Job:
@@ -33,28 +53,38 @@ class Job:
 
     Attributes:
         id: its name in events, and in the engine.
-        ticket: the memory that it waits for and holds.
+        request: what was asked for.
+        ticket: the memory that it waits for and holds; its size is known once the model is there.
         result: None until it has ended.
     """
 
     def __init__(
         self,
+        id: str,
+        arrival: int,
         model_name: str,
-        engine_model: EngineModel,
-        request: RowRequest,
+        request: GenerationRequest,
         ticket: WiredMemoryTicket,
-        charge: Charge,
         note: Callable[..., None],
+        withdraw: Callable[[Job], object],
+        *,
+        sizes_ticket: bool,
     ):
-        """`charge`: the job's own idea of its size, also where the ticket is a caller's."""
-        self.id = request.row_id
+        """`arrival` is its place in its model's line, where `withdraw(job)` hears that it was
+        cancelled; `sizes_ticket`: the ticket is its own, and no caller's."""
+        self.id = id
+        self.arrival = arrival
+        self.request = request
         self.ticket = ticket
         self.result: GenerationResult | None = None
         self._model_name = model_name
-        self._engine_model = engine_model
-        self._request = request
-        self._charge = charge
         self._note_event = note
+        self._withdraw = withdraw
+        self._sizes_ticket = sizes_ticket
+        self._row: Row | None = None
+        self._told = False  # that it is queued
+        self._cancelled = False
+        self._postponed = False
         self._start_scope = trio.CancelScope()
         self._row_scope = trio.CancelScope()
         # Room for every token and what is flushed: a slow reader holds up nobody.
@@ -90,8 +120,10 @@ class Job:
 
     def cancel(self) -> None:
         """Stop at the next step; `wait()` or `aclose()` says when the memory is back."""
+        self._cancelled = True
         self._start_scope.cancel()
         self._row_scope.cancel()
+        self._withdraw(self)  # where it stands in a line, it has ended by now
 
     async def wait(self) -> GenerationResult:
         """Wait until it has ended: its memory is back, and its ticket has ended.
@@ -101,7 +133,7 @@ class Job:
         Raises:
             What made the job fail, unless that was raised already.
         """
-        await self._ended.wait()
+        await self.wait_ended()
         self.raise_error()
         assert self.result is not None
         return self.result
@@ -127,6 +159,49 @@ class Job:
 
     # -- for the model
 
+    @property
+    def priority(self) -> int:
+        return self.request.priority
+
+    def give_row(self, row: Row) -> None:
+        """The model is there: this is what the job is on it."""
+        self._row = row
+        if self._sizes_ticket:
+            self.ticket.size = row.charge.size
+        if not self._told:
+            self._told = True
+            self._note(EventKind.JOB_QUEUED, prompt_tokens=len(row.request.prompt))
+
+    def stand_in_line(self) -> None:
+        """The model is not there: the job has no row yet, or has none any more."""
+        self._row = None
+        if not self._told:
+            self._told = True
+            self._note(EventKind.JOB_QUEUED)
+
+    async def wait_ended(self) -> None:
+        """Wait until it has ended; raises nothing."""
+        await self._ended.wait()
+
+    def postpone(self) -> bool:
+        """Give the row up, if it has no memory yet; whether that is so. `run` then ends soon."""
+        self._postponed = self._admitted is None and not self._cancelled
+        if self._postponed:
+            self._start_scope.cancel()
+        return self._postponed
+
+    def end(self, error: Exception | None = None) -> None:
+        """It has ended; of `error`, if it never ran."""
+        self._error = self._error or error
+        try:
+            self._conclude()
+        except Exception as broken:  # a job that breaks down ends alone
+            self._error = self._error or broken
+        finally:
+            # The stream ends last: who has read to the end finds the result, and the ticket ended.
+            self._send.close()
+            self._ended.set()
+
     def raise_error(self) -> None:
         """Raise what made the job fail, once."""
         error, self._error = self._error, None
@@ -138,25 +213,26 @@ class Job:
             del error  # see `Request.raise_refusal`
 
     @trio.lowlevel.enable_ki_protection  # between admission and its note a ticket would be lost
-    async def run(self) -> None:
-        """Be the job. Only `cancel` stops it early; its errors are kept for whoever reads it."""
-        try:
-            # The stream ends last: who has read to the end finds the result, and the ticket ended.
-            with self._send, trio.CancelScope(shield=True):
-                try:
-                    await self._generate()
-                except Exception as error:
-                    self._error = error
-                try:
-                    self._conclude()
-                except Exception as error:  # a job that breaks down ends alone
-                    self._error = self._error or error
-        finally:
-            self._ended.set()
+    async def run(self) -> bool:
+        """Be the job, on its row; whether it has ended: it has not where it was postponed.
 
-    async def _generate(self) -> None:
-        self._note(EventKind.JOB_QUEUED, prompt_tokens=len(self._request.prompt))
-        missing = self._charge.size - self.ticket.size
+        Only `cancel` stops it early; its errors are kept for whoever reads it.
+        """
+        assert self._row is not None
+        with trio.CancelScope(shield=True):
+            try:
+                await self._generate(self._row)
+            except Exception as error:
+                self._error = error
+        if self._postponed and self._admitted is None and not (self._cancelled or self._error):
+            self._postponed = False
+            self._start_scope = trio.CancelScope()
+            return False
+        self.end()
+        return True
+
+    async def _generate(self, row: Row) -> None:
+        missing = row.charge.size - self.ticket.size
         if missing > 0:
             self._note(EventKind.TICKET_UNDERSIZED, missing_bytes=missing)
         manager = self.ticket.bind()
@@ -164,7 +240,7 @@ class Job:
             await self._start_ticket(manager)
         if self._admitted is not None:
             try:
-                await self._run_row()
+                await self._run_row(row)
             finally:
                 await manager.end_ticket(self.ticket)
 
@@ -173,17 +249,17 @@ class Job:
         self._admitted = trio.current_time()
         self._note(EventKind.JOB_ADMITTED, waited=self._admitted - self._began)
 
-    async def _run_row(self) -> None:
+    async def _run_row(self, row: Row) -> None:
         """Returns when the engine holds nothing of the row."""
         if self._row_scope.cancel_called:
             return
         try:
             with self._row_scope:
-                self._engine_model.submit(self._request, self._take)
+                row.model.submit(row.request, self._take)
                 await self._row_ended.wait()
         finally:
             if not self._row_ended.is_set():
-                self._kv_bytes = max(await self._engine_model.remove(self.id), self._kv_bytes)
+                self._kv_bytes = max(await row.model.remove(self.id), self._kv_bytes)
 
     def _take(self, output: RowOutput) -> None:
         """One output of the engine; on the trio thread, never blocking."""
@@ -211,12 +287,13 @@ class Job:
         admitted = now if self._admitted is None else self._admitted
         first = self._first_token
         later = len(self._tokens) - 1
+        prompt_tokens = 0 if self._row is None else len(self._row.request.prompt)
         self.result = GenerationResult(
             text="".join(self._texts),
             tokens=tuple(self._tokens),
-            prompt_tokens=len(self._request.prompt),
+            prompt_tokens=prompt_tokens,
             generation_tokens=len(self._tokens),
-            prompt_tps=_rate(len(self._request.prompt), admitted, first),
+            prompt_tps=_rate(prompt_tokens, admitted, first),
             generation_tps=_rate(later, first, self._last_token),
             finish_reason=reason,
             waited=admitted - self._began,
@@ -236,7 +313,7 @@ class Job:
             waited=self.result.waited,
             time_to_first_token=self.result.time_to_first_token,
             kv_bytes=self._kv_bytes,
-            **self._charge.settle(self._kv_bytes),
+            **({} if self._row is None else self._row.charge.settle(self._kv_bytes)),
         )
 
     def _note(self, kind: EventKind, error: str | None = None, **details: Any) -> None:
@@ -245,7 +322,7 @@ class Job:
             model=self._model_name,
             job=self.id,
             ticket_id=self.ticket.id,
-            size=self.ticket.size,
+            size=self.ticket.size or None,
             error=error,
             details=details,
         )

@@ -11,7 +11,13 @@ from wiredactors.actors.service import Service
 from wiredactors.actors.work import Work
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.tickets import WiredMemoryTicket
-from wiredactors.scheduling.requests import CacheOptions, Prompt, SamplingParameters
+from wiredactors.scheduling.lifecycle import ModelState
+from wiredactors.scheduling.requests import (
+    CacheOptions,
+    GenerationRequest,
+    Prompt,
+    SamplingParameters,
+)
 
 
 class Model:
@@ -56,7 +62,43 @@ class Model:
         """The jobs under way, waiting ones too, in the order in which they were started."""
         return self._service.jobs
 
-    # -- for people
+    # -- its life
+
+    @property
+    def state(self) -> ModelState:
+        """Where it is in its life: "absent", "queued", "loading", "ready", "draining", "unloading"
+        or "failed"."""
+        return self._service.state
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it stays in memory once it is there; see `pin`."""
+        return self._service.pinned
+
+    @property
+    def keep_alive(self) -> float | None:
+        """Seconds after its last use for which it stays; None: until others need the room."""
+        return self._service.keep_alive
+
+    def pin(self) -> None:
+        """Do not let it yield from now on. What can never fit beside it is refused."""
+        self._service.pin(True)
+
+    def unpin(self) -> None:
+        """Let it yield again when it is idle and others need the room."""
+        self._service.pin(False)
+
+    async def load(self) -> None:
+        """Load it ahead of its first use; returns when it is ready.
+
+        Raises:
+            ModelLoadError, TicketTooLarge: it cannot be loaded, or never fits. The next attempt
+                comes after a back-off, from a second to a minute.
+            ModelNotLoaded, ManagerClosed: it is not served any more.
+        """
+        await self._service.ready()
+
+    # -- its jobs
 
     def ticket_size(
         self,
@@ -75,7 +117,8 @@ class Model:
             PromptTooLong, ModelNotLoaded, ValueError: as `generate`.
         """
         cache = CacheOptions(kv_bits=kv_bits, kv_group_size=kv_group_size, max_kv_size=max_kv_size)
-        return self._ready.ticket_size(prompt, max_tokens, cache)
+        request = GenerationRequest(prompt=prompt, max_tokens=max_tokens, cache=cache)
+        return self._ready.row("", request).charge.size
 
     def count_tokens(self, prompt: Prompt) -> int:
         """Tokens of a prompt as `generate` would encode it.
@@ -151,9 +194,14 @@ class Model:
             top_logprobs=top_logprobs,
         )
         cache = CacheOptions(kv_bits=kv_bits, kv_group_size=kv_group_size, max_kv_size=max_kv_size)
-        return self._ready.start_job(
-            prompt, max_tokens, sampling, cache, wired_memory_ticket, priority
+        request = GenerationRequest(
+            prompt=prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            cache=cache,
+            priority=priority,
         )
+        return self._service.start_job(request, wired_memory_ticket)
 
     @block_round(start_generation)
     async def generate(self, *arguments: Any, **options: Any) -> AsyncIterator[Job]:
@@ -197,7 +245,7 @@ class Model:
             ModelNotLoaded: the model is being unloaded, or was before it had ended.
             And what `WiredMemoryTicket.start` raises.
         """
-        work = self._ready
+        work = await self._service.ready()
         if prefill_step_size is None:
             prefill_step_size = work.prefill_step_size
         parameters = TuneParameters(

@@ -11,21 +11,28 @@ from wiredactors.actors.protocol import Engine, EngineModel
 from wiredactors.actors.workspace import Workspace
 from wiredactors.memory.events import EventKind
 from wiredactors.memory.policies import WiredMemoryPolicy
+from wiredactors.memory.share import Share
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
 from wiredactors.scheduling.requests import LoadPlan
 
 
 class Residence:
-    """Where a model lives. Sizes are bytes.
+    """Where a model lives, once: it makes a new one when it comes again. Sizes are bytes.
 
     Attributes:
         weights: its reservation; None before it is known what the load will take.
+        leftover_bytes: of its memory, what did not come back when it went.
     """
 
     def __init__(
-        self, name: str, policy: WiredMemoryPolicy, manager: TicketManager, workspace: Workspace
+        self,
+        name: str,
+        policy: WiredMemoryPolicy,
+        manager: TicketManager,
+        workspace: Workspace,
     ):
         self.weights: WiredMemoryTicket | None = None
+        self.leftover_bytes = 0
         self._name = name
         self._policy = policy
         self._manager = manager
@@ -39,12 +46,21 @@ class Residence:
 
     @contextlib.asynccontextmanager
     async def hold(
-        self, engine: Engine, plan: LoadPlan, tell: Callable[..., None]
+        self,
+        engine: Engine,
+        plan: LoadPlan,
+        tell: Callable[..., None],
+        *,
+        priority: int,
+        pinned: bool,
+        admitted: Callable[[], object],
+        settle: Callable[[], object],
     ) -> AsyncIterator[EngineModel]:
         """Load the model as planned and hold its memory while the body runs; then let it go.
 
         The reservation is admitted before anything is loaded, and holds the load's peak; what only
-        the peak needed is given back when the weights stand. It ends after they have gone.
+        the peak needed is given back when the weights stand. It ends after they have gone, and
+        after `settle()`, which lets the manager see what is free by then.
         """
         margin = plan.margin_bytes
         added = await self._workspace.expect(self._name, plan.workspace_bytes, margin)
@@ -53,12 +69,17 @@ class Residence:
             policy=self._policy,
             kind="reservation",
             manager=self._manager,
-            requires=(self._workspace.ticket,),
+            priority=priority,
+            pinned=pinned,
+            evictable=True,
+            share=Share(self._workspace.ticket, plan.workspace_bytes, margin),
             id=f"weights/{self._name}",
         )
-        tell(EventKind.MODEL_LOADING, size=weights.size, source=plan.source)
+        tell(EventKind.MODEL_QUEUED, size=weights.size, source=plan.source)
         await weights.start()
         try:
+            admitted()
+            tell(EventKind.MODEL_LOADING, size=weights.size)
             await self._workspace.grow(self._name, weights, plan.peak_bytes, margin)
             async with self._loaded(engine, plan, tell) as loaded:
                 if loaded.weight_bytes != weights.size:
@@ -66,7 +87,10 @@ class Residence:
                 yield loaded
         finally:
             with trio.CancelScope(shield=True):
-                await weights.end()
+                try:
+                    settle()
+                finally:
+                    await weights.end()
 
     async def leave(self) -> None:
         """Give up its part of the workspace, when it is no longer held, or never was."""
@@ -84,4 +108,4 @@ class Residence:
             yield loaded
         finally:
             with trio.CancelScope(shield=True):
-                await loaded.unload()
+                self.leftover_bytes = await loaded.unload()

@@ -9,19 +9,13 @@ from collections.abc import Callable, Iterator
 import trio
 
 from wiredactors.actors.charge import Charge
-from wiredactors.actors.job import Job
+from wiredactors.actors.job import Job, Row
 from wiredactors.actors.protocol import EngineModel
 from wiredactors.memory.errors import ModelNotLoaded, PromptTooLong
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.policies import WiredMemoryPolicy
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
-from wiredactors.scheduling.requests import (
-    CacheOptions,
-    LoadPlan,
-    Prompt,
-    RowRequest,
-    SamplingParameters,
-)
+from wiredactors.scheduling.requests import GenerationRequest, LoadPlan, RowRequest
 
 
 class Work:
@@ -41,24 +35,26 @@ class Work:
         stands_on: tuple[WiredMemoryTicket, ...],
         plan: LoadPlan,
         new_id: Callable[[str], str],
-        note: Callable[..., None],
         nursery: trio.Nursery,
+        on_return: Callable[[Job], object],
     ):
-        """`stands_on` are the reservations of the model, which was loaded by `plan`;
-        `new_id("job")` names a job; jobs run in the `nursery`."""
+        """`stands_on` are the reservations of the model, its own first, which was loaded by `plan`;
+        `new_id("tune")` names a measurement's ticket; jobs run in the `nursery`; a job that was
+        postponed goes to `on_return`."""
         self.jobs: dict[Job, None] = {}
+        self.loaded = loaded
         self._measurements: set[trio.CancelScope] = set()
         self._name = name
-        self.loaded = loaded
         self._policy = policy
         self._manager = manager
         self._stands_on = stands_on
         self._plan = plan
         self._new_id = new_id
-        self._note = note
         self._nursery = nursery
+        self._on_return = on_return
         self._started: deque[Job] = deque()  # those whose task has not begun
         self._idle = trio.Event()
+        self._busy = trio.Event()
         self._idle.set()
 
     @property
@@ -70,72 +66,49 @@ class Work:
 
     # -- jobs
 
-    def ticket_size(self, prompt: Prompt, max_tokens: int, cache: CacheOptions) -> int:
-        """Bytes that a job of this prompt is charged."""
-        request = self._request("", prompt, max_tokens, SamplingParameters(), cache)
-        return Charge.of(self.loaded, request).size
+    def row(self, row_id: str, request: GenerationRequest) -> Row:
+        """What such a job would be on the model.
+
+        Raises:
+            PromptTooLong: the prompt alone fills the context.
+            ValueError: the prompt is empty, or the model's own cache cannot be kept so.
+        """
+        tokens = self.loaded.encode(request.prompt)
+        room = self.loaded.context_length - len(tokens)
+        if room < 1:
+            raise PromptTooLong(len(tokens), self.loaded.context_length)
+        row = RowRequest(
+            row_id=row_id,
+            prompt=tuple(tokens),
+            max_tokens=min(request.max_tokens, room),
+            sampling=request.sampling,
+            cache=request.cache,
+        )
+        return Row(self.loaded, row, Charge.of(self.loaded, row))
 
     @trio.lowlevel.enable_ki_protection  # a job that is counted and does not run would never end
-    def start_job(
-        self,
-        prompt: Prompt,
-        max_tokens: int,
-        sampling: SamplingParameters,
-        cache: CacheOptions,
-        ticket: WiredMemoryTicket | None,
-        priority: int,
-    ) -> Job:
-        """A new job, under way from here on; see `Model.start_generation`."""
-        job_id = self._new_id("job")
-        request = self._request(job_id, prompt, max_tokens, sampling, cache)
-        charge = Charge.of(self.loaded, request)
-        if ticket is None:
-            ticket = self._ticket(job_id, charge.size, priority)
-        elif ticket.kind != "active":
-            raise ValueError(
-                f"a job's ticket must be active, and {ticket.id} is a {ticket.kind}: "
-                "that would not keep the limit raised while it runs"
-            )
-        else:
-            ticket.require(self._stands_on)
-        job = Job(self._name, self.loaded, request, ticket, charge, self._note)
+    def start(self, job: Job, row: Row) -> None:
+        """The job is under way from here on."""
+        job.ticket.require(self._stands_on)
+        job.give_row(row)
         self.jobs[job] = None
-        self._idle = trio.Event()
+        self._see_if_used()
         self._started.append(job)
         self._nursery.start_soon(self._run_job)
-        return job
 
     @trio.lowlevel.enable_ki_protection
     async def _run_job(self) -> None:
         # Not a job of its own: trio begins the tasks of one turn in any order, and jobs ask for
         # memory in the order in which they were started.
         job = self._started.popleft()
+        ended = True
         try:
-            await job.run()
+            ended = await job.run()
         finally:
             del self.jobs[job]
-            self._see_if_idle()
-
-    def _request(
-        self,
-        row_id: str,
-        prompt: Prompt,
-        max_tokens: int,
-        sampling: SamplingParameters,
-        cache: CacheOptions,
-    ) -> RowRequest:
-        tokens = self.loaded.encode(prompt)
-        room = self.loaded.context_length - len(tokens)
-        if room < 1:
-            raise PromptTooLong(len(tokens), self.loaded.context_length)
-        request = RowRequest(
-            row_id=row_id,
-            prompt=tuple(tokens),
-            max_tokens=max_tokens,
-            sampling=sampling,
-            cache=cache,
-        )
-        return request.shortened(room)
+            if not ended:
+                self._on_return(job)
+            self._see_if_used()
 
     # -- measurements
 
@@ -166,13 +139,13 @@ class Work:
         """A measurement is under way, until `cancel` at the latest."""
         scope = trio.CancelScope()
         self._measurements.add(scope)
-        self._idle = trio.Event()
+        self._see_if_used()
         try:
             with scope:
                 yield
         finally:
             self._measurements.discard(scope)
-            self._see_if_idle()
+            self._see_if_used()
 
     # -- all of it
 
@@ -183,20 +156,40 @@ class Work:
         for scope in self._measurements:
             scope.cancel()
 
+    def postpone(self) -> None:
+        """Send back those who have no memory yet."""
+        for job in self.jobs:
+            job.postpone()
+
     async def wait_idle(self) -> None:
         """Wait until nothing is under way; its tickets have ended then."""
         await self._idle.wait()
 
-    def _see_if_idle(self) -> None:
-        if not self.jobs and not self._measurements:
-            self._idle.set()
+    async def wait_busy(self) -> None:
+        """Wait until something is."""
+        await self._busy.wait()
 
-    def _ticket(self, id: str, size: int, priority: int = 0) -> WiredMemoryTicket:
+    @property
+    def is_idle(self) -> bool:
+        return not self.jobs and not self._measurements
+
+    def _see_if_used(self) -> None:
+        """Tell those who wait for it, and the manager, who lets no model yield that is in use."""
+        if self.is_idle == self._idle.is_set():
+            return
+        if self.is_idle:
+            self._idle.set()
+            self._busy = trio.Event()
+        else:
+            self._busy.set()
+            self._idle = trio.Event()
+        self._manager.use_ticket(self._stands_on[0], in_use=not self.is_idle)
+
+    def _ticket(self, id: str, size: int) -> WiredMemoryTicket:
         return WiredMemoryTicket(
             size=size,
             policy=self._policy,
             manager=self._manager,
-            priority=priority,
             requires=self._stands_on,
             id=id,
         )

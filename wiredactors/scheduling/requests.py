@@ -137,10 +137,6 @@ class RowRequest:
         """The longest that the sequence can become."""
         return len(self.prompt) + self.max_tokens
 
-    def shortened(self, room: int) -> RowRequest:
-        """The same with `max_tokens` cut to `room`."""
-        return attrs.evolve(self, max_tokens=min(self.max_tokens, room))
-
 
 @attrs.frozen(kw_only=True)
 class RowOutput:
@@ -232,6 +228,21 @@ class LoadOptions:
                 f"prefill_step_size must divide 256 or be a multiple of it, not {value}: the "
                 "cache grows in steps of 256 tokens"
             )
+
+
+@attrs.frozen(kw_only=True)
+class StayOptions:
+    """How long a model stays in memory once it is there.
+
+    Attributes:
+        pinned: for ever; it does not yield to others.
+        keep_alive: so many seconds after its last use; None is until others need the room.
+    """
+
+    pinned: bool = attrs.field(default=False, validator=checks.flag)
+    keep_alive: float | None = attrs.field(
+        default=None, validator=attrs.validators.optional(checks.not_negative)
+    )
 
 
 @attrs.frozen(kw_only=True)
