@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import trio
 
-
-class Waiting(Protocol):
-    """What stands in a line: a job, or a caller.
-
-    Attributes:
-        arrival: its number; who comes back into the line has kept it.
-        priority: of the memory that the weights ask for, where nobody else in the line has more.
-    """
-
-    @property
-    def arrival(self) -> int: ...
-    @property
-    def priority(self) -> int: ...
+from wiredactors.actors.job import Job
 
 
 class Caller:
-    """Somebody who waits for the model itself: to have it loaded, or to measure it."""
+    """Somebody who waits for the model itself: to have it loaded, or to measure it.
+
+    Attributes:
+        arrival: its number in the line.
+    """
 
     priority = 0
 
@@ -49,8 +40,15 @@ class Caller:
             del error  # see `Request.raise_refusal`
 
 
+#: What stands in a line.
+Waiting = Job | Caller
+
+
 class Line:
-    """Whoever joins or leaves costs O(1), and to call all of them O(n log n)."""
+    """Each has a number, and who comes back has kept it.
+
+    Whoever joins or leaves costs O(1), and to call all of them O(n log n).
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[int, Waiting] = {}

@@ -7,17 +7,19 @@ from collections.abc import AsyncIterator, Callable
 
 import trio
 
+from wiredactors.actors.life import Life
 from wiredactors.actors.protocol import Engine, EngineModel
 from wiredactors.actors.workspace import Workspace
 from wiredactors.memory.events import EventKind
 from wiredactors.memory.policies import WiredMemoryPolicy
 from wiredactors.memory.share import Share
 from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
+from wiredactors.scheduling.lifecycle import ModelEvent
 from wiredactors.scheduling.requests import LoadPlan
 
 
 class Residence:
-    """Where a model lives, once: it makes a new one when it comes again. Sizes are bytes.
+    """Where a model lives during one stay. Sizes are bytes.
 
     Attributes:
         weights: its reservation; None before it is known what the load will take.
@@ -49,11 +51,10 @@ class Residence:
         self,
         engine: Engine,
         plan: LoadPlan,
-        tell: Callable[..., None],
+        life: Life,
         *,
         priority: int,
-        pinned: bool,
-        admitted: Callable[[], object],
+        pinned: Callable[[], bool],
         settle: Callable[[], object],
     ) -> AsyncIterator[EngineModel]:
         """Load the model as planned and hold its memory while the body runs; then let it go.
@@ -70,18 +71,19 @@ class Residence:
             kind="reservation",
             manager=self._manager,
             priority=priority,
-            pinned=pinned,
+            pinned=pinned(),
             evictable=True,
             share=Share(self._workspace.ticket, plan.workspace_bytes, margin),
             id=f"weights/{self._name}",
         )
-        tell(EventKind.MODEL_QUEUED, size=weights.size, source=plan.source)
+        life.weights = weights
+        life.tell(EventKind.MODEL_QUEUED, size=weights.size, source=plan.source)
         await weights.start()
         try:
-            admitted()
-            tell(EventKind.MODEL_LOADING, size=weights.size)
+            life.move(ModelEvent.ADMITTED)
+            life.tell(EventKind.MODEL_LOADING, size=weights.size)
             await self._workspace.grow(self._name, weights, plan.peak_bytes, margin)
-            async with self._loaded(engine, plan, tell) as loaded:
+            async with self._loaded(engine, plan, life) as loaded:
                 if loaded.weight_bytes != weights.size:
                     await weights.resize(loaded.weight_bytes)
                 yield loaded
@@ -98,10 +100,10 @@ class Residence:
 
     @contextlib.asynccontextmanager
     async def _loaded(
-        self, engine: Engine, plan: LoadPlan, tell: Callable[..., None]
+        self, engine: Engine, plan: LoadPlan, life: Life
     ) -> AsyncIterator[EngineModel]:
         def progress(done: int, total: int) -> None:
-            tell(EventKind.MODEL_PROGRESS, done_bytes=done, total_bytes=total)
+            life.tell(EventKind.MODEL_PROGRESS, done_bytes=done, total_bytes=total)
 
         loaded = await engine.load(self._name, plan, progress)
         try:

@@ -16,7 +16,8 @@ from wiredactors.actors.model import Model
 from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.opening import claimed_slot, open_manager_with
 from wiredactors.actors.protocol import Engine, Guard, LimitBackend
-from wiredactors.actors.service import Host, Service
+from wiredactors.actors.service import Service
+from wiredactors.actors.stay import Host
 from wiredactors.actors.workspace import Workspace
 from wiredactors.engine.mlx_engine import MlxEngine
 from wiredactors.memory.configuration import WiredMemoryConfiguration
@@ -158,9 +159,7 @@ class Runtime:
         """
         service = self._services.get(name)
         if service is not None and service.lasting:
-            if not service.leave("unload"):
-                raise ModelNotLoaded(f"model {name!r} is not loaded, but {service.state}")
-            await service.wait_gone()
+            await service.unload()
         else:
             await self._forget(name, service)
 
