@@ -101,17 +101,25 @@ class Replica:
                 self.waiters.pop(ticket, None)
             case "ticket_started":
                 self.tickets[ticket] = record = _record(event)
-                if record["reclaimable"]:
+                if record["reclaimable"] or record["evictable"]:
                     record["used_at"] = event.timestamp
+                record["in_use"] = record["evictable"]
             case "ticket_used":
                 self.tickets[ticket]["used_at"] = event.timestamp
+                if "in_use" in event.details:
+                    self.tickets[ticket]["in_use"] = event.details["in_use"]
+            case "ticket_pinned":
+                record = self.tickets.get(ticket) or self.waiters[ticket]
+                record["pinned"] = event.details["pinned"]
+                record["asked"] = record["asked"] and not record["pinned"]
             case "reclaim_requested":
                 self.tickets[ticket]["asked"] = True
             case "ticket_ended":
                 del self.tickets[ticket]
             case "ticket_resized":
                 record = self.tickets.get(ticket) or self.waiters[ticket]
-                asked = record["asked"] and event.size >= record["size"]
+                gave = event.size < record["size"] and record["reclaimable"]
+                asked = record["asked"] and not gave
                 record.update(size=event.size, wants_size=None, asked=asked)
             case "resize_wait":
                 self.tickets[ticket]["wants_size"] = event.size
@@ -173,6 +181,11 @@ def _record(event: WiredMemoryEvent) -> dict[str, Any]:
         "wants_size": None,
         "used_at": None,
         "asked": False,
+        "evictable": event.details.get("evictable", False),
+        "in_use": False,
+        "shares": event.details.get("shares"),
+        "share_size": event.details.get("share_size", 0),
+        "share_margin": event.details.get("share_margin", 0),
     }
 
 
@@ -219,6 +232,8 @@ class Twin:
                     ticket.requires,
                     now,
                     reclaimable=ticket.reclaimable,
+                    evictable=ticket.evictable,
+                    share=ticket.share,
                 )
                 waits = naive.excess and ticket.id in naive.waiting
                 if waits and (claimed := naive.claimed(ticket.id)):
@@ -235,6 +250,10 @@ class Twin:
                 return naive.resize(id, size, now)
             case m.CancelResize(id, reply) if id in dict(naive.growing):
                 return naive.cancel_resize(id, now) if self._grows[id] is reply else []
+            case m.Use(id, in_use) if naive.knows(id):
+                return naive.use(id, in_use, now)
+            case m.Pin(id, pinned) if naive.knows(id):
+                return naive.pin(id, pinned, now)
             case m.LimitWritten(previous=previous) if not self._wrote:
                 self._wrote = True
                 return self._learn(previous or 0, now)

@@ -15,6 +15,7 @@ import attrs
 
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.policies import WiredMemoryPolicy
+from wiredactors.memory.share import Share
 
 #: What was decided, and for which ticket.
 Decision = tuple[str, str]
@@ -38,6 +39,14 @@ class Ticket:
     wants: int
     passed: int = 0
     reclaimable: bool = False
+    evictable: bool = False
+    in_use: bool = False
+    share: Share | None = None
+
+    @property
+    def kept(self) -> bool:
+        """Neither work nor a cache: what is left of itself when these have gone."""
+        return self.kind != "active" and not self.reclaimable
 
 
 class Naive:
@@ -59,6 +68,7 @@ class Naive:
         self._queue: list[Ticket] = []  # as they came
         self._growers: list[Ticket] = []  # live ones, in the order in which they asked
         self._arrivals = 0
+        self._due: set[str] = set()  # shared, and not resized since one who shared it ended
 
     # -- looking
 
@@ -87,24 +97,83 @@ class Naive:
         return any(ticket.id == ticket_id for ticket in [*self._live, *self._queue])
 
     def may_yield_to(self, ticket_id: str) -> list[str]:
-        """The live reservations that may be asked to go for one that waits."""
-        ticket = _find([*self._growers, *self._queue], ticket_id)
+        """The live reservations that may be asked to go for one that waits, while work goes on."""
+        models = self.models_yield_to(ticket_id)
         return [
             other.id
+            for other in self._could_yield_to(ticket_id)
+            if other.reclaimable or (models and not other.in_use)
+        ]
+
+    def _could_yield_to(self, ticket_id: str) -> list[Ticket]:
+        ticket = _find([*self._growers, *self._queue], ticket_id)
+        return [
+            other
             for other in self._live
-            if other.reclaimable
-            and other.size
+            if (other.reclaimable or other.evictable)
+            and not other.pinned
+            and (other.size or other.share)
             and other is not ticket
             and other.id not in ticket.requires
         ]
+
+    def models_yield_to(self, ticket_id: str) -> bool:
+        """Whether models are asked for it: a load, or one that no work's end would make fit."""
+        ticket = _find([*self._growers, *self._queue], ticket_id)
+        return ticket.kept or not self.fits_after_work(ticket_id, ())
+
+    def fits_after_work(self, ticket_id: str, gone: Iterable[str]) -> bool:
+        """Whether one that waits would fit without these, all work, all caches, and others' use."""
+        ticket = _find([*self._growers, *self._queue], ticket_id)
+        left = [other for other in self._after(gone) if other.kept and other.id != ticket_id]
+        return self._lacks_beside(left, ticket, self.ceiling) is None
+
+    def idle_models(self, ticket_id: str) -> list[str]:
+        """Those that may be asked for it."""
+        could = self._could_yield_to(ticket_id)
+        return [other.id for other in could if other.evictable and not other.in_use]
+
+    def busy_models(self, ticket_id: str) -> list[str]:
+        """Those that may be asked to finish for it."""
+        could = self._could_yield_to(ticket_id)
+        return [other.id for other in could if other.evictable and other.in_use]
+
+    def is_stalled(self, model_id: str, ticket_id: str) -> bool:
+        """Whether no work runs on a model, and some stands behind one that waits."""
+        if any(t.kind == "active" and model_id in t.requires for t in self._live):
+            return False
+        order = [*self._growers, *self._ordered()]
+        behind = order[order.index(_find(order, ticket_id)) + 1 :]
+        return any(model_id in t.requires for t in behind if t in self._queue)
+
+    def waited(self, ticket_id: str) -> Ticket:
+        """One that waits."""
+        return _find([*self._growers, *self._queue], ticket_id)
+
+    def _after(self, gone: Iterable[str]) -> list[Ticket]:
+        """The live tickets without these, the shared ones as small as their owners make them."""
+        gone = set(gone)
+        left = []
+        for ticket in self._live:
+            sharers = [t for t in self._live if t.share and t.share.ticket_id == ticket.id]
+            staying = [t.share for t in sharers if t.share and t.id not in gone]
+            if len(staying) < len(sharers) or ticket.id in self._due:
+                waiting = [t.share for t in self._queue]
+                sizes = [s.size for s in waiting if s and s.ticket_id == ticket.id]
+                wanted = max([*sizes, *(s.size for s in staying)], default=0)
+                wanted += sum(s.margin for s in staying)
+                if wanted < ticket.size:
+                    ticket = attrs.evolve(ticket, size=wanted)
+            if ticket.id not in gone:
+                left.append(ticket)
+        return left
 
     def fits_without(
         self, ticket_id: str, gone: Iterable[str], *, in_group_only: bool = False
     ) -> bool:
         """Whether one that waits would fit if these had ended; or its group would let it in."""
         ticket = _find([*self._growers, *self._queue], ticket_id)
-        gone = set(gone)
-        left = [other for other in self._live if other.id not in gone]
+        left = [other for other in self._after(gone) if other.id != ticket_id]
         ceiling = math.inf if in_group_only else self.ceiling - self.excess
         return self._lacks_beside(left, ticket, ceiling) is None
 
@@ -148,12 +217,16 @@ class Naive:
         now: float,
         *,
         reclaimable: bool = False,
+        evictable: bool = False,
+        share: Share | None = None,
     ) -> list[Decision]:
         """A ticket, neither live nor waiting, asks to come in."""
         ticket = Ticket(
             ticket_id, size, kind, policy, priority, pinned, requires, now, self._arrivals, size
         )
-        ticket.reclaimable = reclaimable
+        ticket.reclaimable, ticket.evictable, ticket.share = reclaimable, evictable, share
+        if share is not None:
+            ticket.requires = (*requires, share.ticket_id)
         self._arrivals += 1
         if self._is_in_conflict(ticket):
             return [("refused", ticket_id)]
@@ -187,7 +260,24 @@ class Naive:
             self._growers.remove(ticket)
             decided.append(("resize_refused", ticket_id))
         self._live.remove(ticket)
+        self._due.discard(ticket_id)
+        if ticket.share is not None:
+            self._due.add(ticket.share.ticket_id)
         return decided + self._serve(now)
+
+    def use(self, ticket_id: str, in_use: bool | None, now: float) -> list[Decision]:
+        """A model comes into use, or is idle: perhaps the last hope of those who wait to grow."""
+        for ticket in self._live:
+            if ticket.id == ticket_id and ticket.evictable and in_use is not None:
+                ticket.in_use = in_use
+        return self._serve(now)
+
+    def pin(self, ticket_id: str, pinned: bool, now: float) -> list[Decision]:
+        """A ticket comes to stay, or may go away again."""
+        ticket = _find([*self._queue, *self._live], ticket_id)
+        if not ticket.reclaimable:
+            ticket.pinned = pinned
+        return self._serve(now)
 
     def resize(self, ticket_id: str, size: int, now: float) -> list[Decision]:
         """A waiting ticket asks for another size, or a live one that does not wait to grow."""
@@ -200,6 +290,8 @@ class Naive:
             return [("resize_refused", ticket_id)]
         if ticket in self._queue or size <= ticket.size:
             ticket.size = size
+            if ticket in self._live:
+                self._due.discard(ticket_id)
             return [("grown", ticket_id), *self._serve(now)]
         self._growers.append(ticket)
         decided = self._serve(now)
@@ -274,6 +366,7 @@ class Naive:
             if self._blocked_by(ticket) is None:
                 self._growers.remove(ticket)
                 ticket.size = ticket.wants
+                self._due.discard(ticket.id)
                 return [("grown", ticket.id)]
         active = [ticket for ticket in self._live if ticket.kind == "active"]
         growing = [ticket for ticket in self._growers if ticket.kind == "active"]
@@ -292,6 +385,7 @@ class Naive:
                     other.passed += self._is_passed(other, ticket, barred)
                 self._queue.remove(ticket)
                 self._live.append(ticket)
+                ticket.in_use = ticket.evictable
                 return [("admitted", ticket.id)]
         return []
 
@@ -352,8 +446,26 @@ class Naive:
 
     def _is_impossible(self, ticket: Ticket) -> bool:
         """Whether it would not fit though all had ended that may end."""
-        stays = [other for other in self._live if other.pinned or other.id in ticket.requires]
+        stays = [
+            attrs.evolve(other, size=self._floor(other, ticket))
+            for other in self._live
+            if other is not ticket and (other.pinned or other.id in ticket.requires)
+        ]
         return self._lacks_beside(stays, ticket, self.ceiling) is not None
+
+    def _floor(self, shared: Ticket, ticket: Ticket) -> int:
+        """What is left of a live one beside a ticket, if of those who share it none may stay but
+        the pinned and the required."""
+        all_sharers = [t for t in [*self._live, *self._queue, ticket] if t.share]
+        all_sharers = [t for t in all_sharers if t.share and t.share.ticket_id == shared.id]
+        if not all_sharers:
+            return shared.size
+        live = [t for t in self._live if t in all_sharers]
+        margins = sum(t.share.margin for t in live if t.share)
+        stay = [t for t in live if t.pinned or t.id in ticket.requires or t is ticket]
+        sizes = [t.share.size for t in {*stay, ticket} if t.share and t in all_sharers]
+        largest = min(max(0, shared.size - margins), max(sizes, default=0))
+        return largest + sum(t.share.margin for t in stay if t.share)
 
     def _lacks_beside(self, others: list[Ticket], ticket: Ticket, ceiling: float) -> str | None:
         """What keeps it from the size that it wants, if it were alone with `others`."""

@@ -32,6 +32,7 @@ from wiredactors.memory import messages as m
 from wiredactors.memory.configuration import WiredMemoryConfiguration
 from wiredactors.memory.events import Snapshot, WiredMemoryEvent
 from wiredactors.memory.outside import MemoryReading
+from wiredactors.memory.share import Share
 from wiredactors.memory.tickets import WiredMemoryTicket
 
 SIZES = st.sampled_from([0, 5, 10, 20, 30, 40, 50, 60, 90, 110])
@@ -49,6 +50,8 @@ class LedgerMachine(Host):
         aging_seconds=st.sampled_from([5.0, 60.0]),
         max_waiters=st.sampled_from([None, None, 2]),
         mode=st.sampled_from(["policy", "policy", "policy", "off", "fit"]),
+        switches_per_minute=st.sampled_from([1, 2, 10]),
+        turn_seconds=st.sampled_from([0.0, 5.0, 30.0]),
     )
     def open(self, supported, ceiling, override, device, mode, **configuration):
         configured = WiredMemoryConfiguration(
@@ -57,6 +60,7 @@ class LedgerMachine(Host):
         self.open_ledger(configured, ceiling=ceiling, supported=supported, device=device)
         self.held: dict[str, int] = {}
         self.seen: tuple[tuple[int, bool], Snapshot] | None = None
+        self.switched: list[float] = []  # when models were asked
 
     # -- rules
 
@@ -114,6 +118,53 @@ class LedgerMachine(Host):
         for ticket, size in zip(self.idle(), sizes, strict=False):
             self.start(ticket, size, policy, kind="reservation", reclaimable=True)
             self.advance(0.1)
+
+    @rule(
+        data=st.data(),
+        sizes=st.lists(st.sampled_from([0, 10, 20, 35]), min_size=1, max_size=3),
+        policy=st.sampled_from(POLICIES[:3]),
+        pinned=st.sampled_from([False, False, False, True]),
+        idle=st.booleans(),
+    )
+    def load_models(self, data, sizes, policy, pinned, idle):
+        """Reservations that yield in their turn; some want of another that is there."""
+        for ticket, size in zip(self.idle(), sizes, strict=False):
+            self.start(
+                ticket,
+                size,
+                policy,
+                kind="reservation",
+                evictable=True,
+                pinned=pinned and size < 30,
+                share=self.some_share(data),
+            )
+            if idle:
+                self.send(m.Use(ticket, False))
+            self.advance(0.1)
+
+    def some_share(self, data) -> Share | None:
+        live = [*self.state.tickets, *self.state.waiters]
+        plain = [t for t in live if t.kind == "reservation"]
+        plain = [t.ticket_id for t in plain if not (t.reclaimable or t.evictable)]
+        shared = data.draw(st.sampled_from([None, *plain])) if plain else None
+        if shared is None:
+            return None
+        of = WiredMemoryTicket(0, POLICIES[0], "reservation", id=shared)
+        size, margin = data.draw(st.sampled_from([(0, 0), (5, 5), (15, 0), (25, 5)]))
+        return Share(of, size, margin)
+
+    @rule(data=st.data(), in_use=st.booleans())
+    def use_a_model(self, data, in_use):
+        models = [ticket.ticket_id for ticket in self.state.tickets if ticket.evictable]
+        for ticket in self.some_of(data, models):
+            self.send(m.Use(ticket, in_use))
+
+    @rule(data=st.data(), pinned=st.booleans())
+    def pin(self, data, pinned):
+        tickets = [*self.state.tickets, *self.state.waiters]
+        small = [t.ticket_id for t in tickets if t.kind == "reservation" and t.size < 40]
+        for ticket in self.some_of(data, small):
+            self.send(m.Pin(ticket, pinned))
 
     @rule(data=st.data())
     def use_a_ticket(self, data):
@@ -353,17 +404,27 @@ class LedgerMachine(Host):
         active = [ticket for ticket in state.tickets if ticket.kind == "active"]
         growing = [ticket for ticket in active if ticket.wants_size is not None]
         if self.settled and active and len(growing) == len(active):
-            assert any(ticket.asked for ticket in state.tickets)
+            assert any(ticket.asked for ticket in state.tickets) or self.must_wait_to_switch()
 
     def before_event(self, event: WiredMemoryEvent) -> None:
         """Those who are asked to yield make the room, the least recently used first."""
         if event.kind != "pressure" or not event.details["asked"]:
             return
         naive, tickets = self.twin.naive, self.replica.tickets
-        may_yield = naive.may_yield_to(event.ticket_id)
         asked = event.details["asked"]
+        models = [id for id in asked if tickets[id]["evictable"]]
+        if models:
+            assert not self.must_wait_to_switch()
+            self.switched.append(self.now)
+        if any(tickets[id]["in_use"] for id in models):
+            self.look_at_drain(event.ticket_id, asked)
+            return
+        may_yield = naive.may_yield_to(event.ticket_id)
         assert set(asked) <= set(may_yield) <= set(tickets)
-        gone = {id for id, ticket in tickets.items() if ticket["asked"]} | set(asked)
+        gone = self.going() | set(asked)
+        caches = {id for id in may_yield if tickets[id]["reclaimable"]}
+        if models and self.is_first(event.ticket_id):
+            assert not naive.fits_without(event.ticket_id, caches), "caches would do"
         kept = naive.keeps_room(event.ticket_id, self.now)
         in_vain = not naive.fits_without(event.ticket_id, gone)
         # Where room in its group is kept for it, that is what it is asked for.
@@ -374,17 +435,72 @@ class LedgerMachine(Host):
             assert not tickets[id]["asked"], "it was asked already"
             # One whose own growth has been planned for is not asked for it.
             for other in set(may_yield) - gone - set(dict(naive.growing)):
-                if tickets[other]["policy"] == tickets[id]["policy"]:
+                same_kind = tickets[other]["evictable"] == tickets[id]["evictable"]
+                same_group = tickets[other]["policy"] == tickets[id]["policy"]
+                if same_kind and same_group and tickets[other]["shares"] is None:
                     assert tickets[other]["used_at"] >= tickets[id]["used_at"]
+
+    def look_at_drain(self, ticket_id: str, asked: list[str]) -> None:
+        """Models in use are asked only where nothing else would do, and in their turn."""
+        naive, tickets = self.twin.naive, self.replica.tickets
+        assert set(asked) <= set(naive.busy_models(ticket_id))
+        assert not any(tickets[id]["asked"] for id in asked)
+        models = {id for id, ticket in tickets.items() if ticket["asked"] and ticket["evictable"]}
+        models |= set(naive.idle_models(ticket_id))
+        assert naive.fits_after_work(ticket_id, models | set(asked)), "they were asked in vain"
+        if self.is_first(ticket_id):
+            models -= set(naive.waited(ticket_id).requires)
+            assert not naive.fits_after_work(ticket_id, models), "idle ones would do"
+            assert not any(tickets[id]["in_use"] and tickets[id]["asked"] for id in models)
+        its_turn = self.now - self.waits_since(ticket_id) >= self.configuration.turn_seconds
+        assert its_turn or all(naive.is_stalled(id, ticket_id) for id in asked)
+
+    def waits_since(self, ticket_id: str) -> float:
+        growers, queue = self.ledger._growers, self.ledger._queue
+        return (growers.by_id.get(ticket_id) or queue.by_id[ticket_id]).since
+
+    def going(self) -> set[str]:
+        """Those that were asked and go soon: not those that are in use."""
+        tickets = self.replica.tickets.items()
+        return {id for id, ticket in tickets if ticket["asked"] and not ticket["in_use"]}
+
+    def must_wait_to_switch(self) -> bool:
+        recent = [at for at in self.switched if self.now < at + 60.0]
+        return len(recent) >= self.configuration.switches_per_minute
+
+    def is_first(self, ticket_id: str) -> bool:
+        naive = self.twin.naive
+        return [*dict(naive.growing), *naive.waiting][0] == ticket_id
 
     @invariant()
     def the_first_that_waits_is_yielded_to(self):
         naive = self.twin.naive
-        if self.settled and naive.waiting and not naive.growing:
-            first = naive.waiting[0]
-            if naive.fits_without(first, naive.may_yield_to(first)):
-                gone = [ticket.ticket_id for ticket in self.state.tickets if ticket.asked]
-                assert naive.fits_without(first, gone), "nobody was asked"
+        if not self.settled or not naive.waiting or naive.growing:
+            return
+        first = naive.waiting[0]
+        may_yield = naive.may_yield_to(first)
+        limited = self.must_wait_to_switch()
+        if limited:
+            models = {ticket.ticket_id for ticket in self.state.tickets if ticket.evictable}
+            may_yield = [id for id in may_yield if id not in models]
+        if naive.fits_without(first, may_yield):
+            assert naive.fits_without(first, self.going()), "nobody was asked"
+        elif not limited:
+            self.the_first_has_its_turn(first)
+
+    def the_first_has_its_turn(self, first: str) -> None:
+        """If models in use must go, one of them is asked."""
+        naive = self.twin.naive
+        idle, busy = naive.idle_models(first), naive.busy_models(first)
+        if naive.fits_after_work(first, idle) or not naive.fits_after_work(first, idle + busy):
+            return
+        its_turn = self.now - self.waits_since(first) >= self.configuration.turn_seconds
+        stalled = [id for id in busy if naive.is_stalled(id, first)]
+        asked = {ticket.ticket_id for ticket in self.state.tickets if ticket.asked}
+        if its_turn or naive.fits_after_work(first, idle + stalled):
+            assert asked & set(busy), "nobody was asked to finish"
+        else:
+            assert asked & set(busy) or self.ledger.deadline is not None, "nobody looks again"
 
     @invariant()
     def the_baseline_is_what_was_there_before(self):
@@ -394,8 +510,12 @@ class LedgerMachine(Host):
 
     @invariant()
     def nobody_waits_who_can_never_come_in(self):
-        book, state = self.ledger._book, self.state
+        book, state, naive = self.ledger._book, self.state, self.twin.naive
+        shared = {ticket.shares for ticket in [*state.tickets, *state.waiters]}
         for waiter in [*self.ledger._queue, *self.ledger._growers]:
+            assert not naive._is_impossible(naive.waited(waiter.ticket_id))
+            if shared & set(book.holdings):  # what is left of these is another matter
+                continue
             stays = [
                 holding
                 for holding in book.holdings.values()

@@ -297,6 +297,8 @@ class Desk:
         holding.used_at = self._journal.now
         self._book.reservations.used(holding)
         self._journal.emit_ticket(EventKind.TICKET_USED, holding, details=details)
+        if self._growers.by_id:  # that may have counted on it, and wait for nothing now
+            self.admit()
 
     def pin(self, command: m.Pin) -> None:
         """A ticket comes to stay, or may go away again; those that wait may be impossible then."""
