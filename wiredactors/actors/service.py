@@ -6,7 +6,7 @@ import trio
 
 from wiredactors.actors.job import Job
 from wiredactors.actors.life import Life
-from wiredactors.actors.line import Caller, Line
+from wiredactors.actors.line import Caller, Line, likeness
 from wiredactors.actors.stay import Host, Stay
 from wiredactors.actors.work import Work
 from wiredactors.memory.errors import ManagerClosed, ModelNotLoaded
@@ -23,7 +23,7 @@ class Service:
         lasting: it stays registered when it is unloaded.
         pinned: it stays in memory once it is there; `pin` changes it.
         keep_alive: seconds after its last use for which it stays; None: until others need the room.
-        refusal: what is raised for whoever still comes; None while it takes requests.
+        refusal: what whoever still comes is told; None while it takes requests.
         parted: set when its task has ended.
     """
 
@@ -150,7 +150,7 @@ class Service:
 
     def _check_open(self) -> None:
         if self.refusal is not None:
-            raise self.refusal
+            raise likeness(self.refusal)
 
     # -- from outside
 
@@ -208,6 +208,10 @@ class Service:
         finally:
             closed = ManagerClosed(f"model {self.name!r} is not served any more")
             self.part(self.refusal or closed, cancel_jobs=True)
+            if isinstance(self.refusal, ModelNotLoaded):
+                self.refusal = ModelNotLoaded(
+                    f"model {self.name!r} is not loaded any more: load it again"
+                )
             self.parted.set()
 
     async def _is_wanted(self) -> bool:
@@ -264,8 +268,8 @@ class Service:
 
     def _take_back(self, job: Job) -> None:
         """A job was postponed: the model goes first."""
-        if self._parts:
-            job.end(self.refusal)
+        if self.refusal is not None and self._parts:
+            job.end(likeness(self.refusal))
             return
         job.stand_in_line()
         self._line.join(job)
@@ -274,6 +278,6 @@ class Service:
         """Nobody in it gets the model."""
         for waiting in self._line.take_all():
             if isinstance(waiting, Caller):
-                waiting.call(error)
+                waiting.call(likeness(error))
             else:
-                waiting.end(None if cancel_jobs else error)
+                waiting.end(None if cancel_jobs else likeness(error))

@@ -161,7 +161,7 @@ class Stay:
                 if work.is_idle:
                     self._host.manager.use_ticket(weights, in_use=False)
                 await self._stay(work, weights)
-            except trio.Cancelled:
+            except BaseException:  # cancelled, maybe in a group
                 work.cancel()
                 raise
             finally:
