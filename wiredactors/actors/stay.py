@@ -116,9 +116,10 @@ class Stay:
         except Exception as error:
             self.error = error
         finally:
+            self._conclude()
             with trio.CancelScope(shield=True):
                 await self._residence.leave()
-            self._conclude()
+            self.gone.set()
 
     def _conclude(self) -> None:
         if self.error is not None:
@@ -133,7 +134,6 @@ class Stay:
             self._life.move(ModelEvent.ABANDONED)
             self._life.tell(EventKind.MODEL_FAILED, error="cancelled")
         self._life.weights = None
-        self.gone.set()
 
     # -- while it is there
 
