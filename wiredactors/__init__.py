@@ -10,7 +10,8 @@ from wiredactors.actors.model import Model
 from wiredactors.actors.opening import open_manager
 from wiredactors.actors.outcome import Outcome
 from wiredactors.actors.result import Chunk, GenerationResult
-from wiredactors.actors.runtime import Runtime, open_runtime
+from wiredactors.actors.runtime import Runtime
+from wiredactors.actors.session import open_runtime
 from wiredactors.actors.tuning import tune
 from wiredactors.engine.estimating import estimate
 from wiredactors.engine.guard import GuardError

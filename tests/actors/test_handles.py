@@ -38,7 +38,10 @@ class House:
     async def opened(self) -> AsyncIterator[wa.Model]:
         backend = RecordingBackend()
         async with wa.open_runtime(
-            configuration=self.configuration, backend=backend, engine=self.engine
+            configuration=self.configuration,
+            backend=backend,
+            engine=self.engine,
+            drain_seconds=0.0,
         ) as self.runtime:
             yield await self.runtime.load("model")
         assert self.tickets == []

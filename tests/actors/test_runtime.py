@@ -40,6 +40,7 @@ class House:
         self.configuration = wa.WiredMemoryConfiguration(admission_ceiling=BASELINE + ceiling)
 
     def open(self, **more: Any) -> Any:
+        more.setdefault("drain_seconds", 0.0)
         return wa.open_runtime(
             configuration=self.configuration, backend=self.backend, engine=self.engine, **more
         )

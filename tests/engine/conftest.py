@@ -11,7 +11,8 @@ import attrs
 import pytest
 
 from tests.engine import tiny
-from wiredactors.actors.runtime import Runtime, open_runtime
+from wiredactors.actors.runtime import Runtime
+from wiredactors.actors.session import open_runtime
 from wiredactors.engine.mlx_engine import MlxEngine
 from wiredactors.scheduling.requests import StepReport
 

@@ -17,7 +17,7 @@ from tests.engine.conftest import Recorded, open_recorded
 from tests.engine.test_kept import QWEN
 from wiredactors.actors.job import Job
 from wiredactors.actors.model import Model
-from wiredactors.actors.runtime import open_runtime
+from wiredactors.actors.session import open_runtime
 from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.mlx_engine import MlxEngine
 from wiredactors.memory.errors import GenerationError

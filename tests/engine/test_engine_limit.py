@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.engine import tiny
-from wiredactors.actors.runtime import open_runtime
+from wiredactors.actors.session import open_runtime
 from wiredactors.engine.imports import import_mlx_lm
 from wiredactors.engine.mlx_engine import MlxEngine
 from wiredactors.memory.events import WiredMemoryEvent

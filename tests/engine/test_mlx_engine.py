@@ -22,7 +22,7 @@ from tests.engine import tiny
 from tests.engine.conftest import Recorded, open_recorded
 from wiredactors.actors.job import Job
 from wiredactors.actors.model import Model
-from wiredactors.actors.runtime import open_runtime
+from wiredactors.actors.session import open_runtime
 from wiredactors.engine import mlx_engine
 from wiredactors.engine.batch import Batch
 from wiredactors.engine.imports import import_mlx_lm

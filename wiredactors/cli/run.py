@@ -15,7 +15,8 @@ import trio
 from wiredactors.actors.manager import WiredMemoryManager
 from wiredactors.actors.nursery import open_bare_nursery
 from wiredactors.actors.outcome import Outcome
-from wiredactors.actors.runtime import Runtime, open_runtime
+from wiredactors.actors.runtime import Runtime
+from wiredactors.actors.session import open_runtime
 from wiredactors.cli.scenario import Scenario, load_scenario
 from wiredactors.cli.summary import print_summary
 from wiredactors.memory.events import WiredMemoryEvent

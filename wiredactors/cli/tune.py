@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import attrs
 import trio
 
-from wiredactors.actors.runtime import open_runtime
+from wiredactors.actors.session import open_runtime
 from wiredactors.cli.options import KV_BITS, count, count_from_zero
 from wiredactors.memory.errors import WiredMemoryError
 from wiredactors.memory.measurement import WiredMemoryMeasurement
