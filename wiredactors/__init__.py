@@ -56,6 +56,7 @@ from wiredactors.memory.trial import DryRun, DryRunTicket
 from wiredactors.memory.units import GIB, KIB, MIB
 from wiredactors.observe.records import log_events
 from wiredactors.observe.replay import replay
+from wiredactors.scheduling.lifecycle import ModelState
 from wiredactors.scheduling.requests import StepReport
 
 __all__ = [
@@ -81,6 +82,7 @@ __all__ = [
     "Model",
     "ModelLoadError",
     "ModelNotLoaded",
+    "ModelState",
     "NoManager",
     "Outcome",
     "PolicyConflict",

@@ -53,6 +53,7 @@ class Job:
 
     Attributes:
         id: its name in events, and in the engine.
+        model: the name of its model.
         request: what was asked for.
         ticket: the memory that it waits for and holds; its size is known once the model is there.
         result: None until it has ended.
@@ -62,7 +63,7 @@ class Job:
         self,
         id: str,
         arrival: int,
-        model_name: str,
+        model: str,
         request: GenerationRequest,
         ticket: WiredMemoryTicket,
         note: Callable[..., None],
@@ -77,7 +78,7 @@ class Job:
         self.request = request
         self.ticket = ticket
         self.result: GenerationResult | None = None
-        self._model_name = model_name
+        self.model = model
         self._note_event = note
         self._withdraw = withdraw
         self._sizes_ticket = sizes_ticket
@@ -319,7 +320,7 @@ class Job:
     def _note(self, kind: EventKind, error: str | None = None, **details: Any) -> None:
         self._note_event(
             kind,
-            model=self._model_name,
+            model=self.model,
             job=self.id,
             ticket_id=self.ticket.id,
             size=self.ticket.size or None,

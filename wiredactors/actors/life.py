@@ -19,6 +19,15 @@ from wiredactors.scheduling.lifecycle import (
     next_state,
 )
 
+_WORDS = {
+    ModelState.ABSENT: "nothing of it is in memory until it is used",
+    ModelState.QUEUED: "what it will take is being found out",
+    ModelState.LOADING: "its weights are being read",
+    ModelState.READY: "it serves",
+    ModelState.DRAINING: "it goes when what runs on it has ended",
+    ModelState.UNLOADING: "its memory is being given back",
+}
+
 
 class Life:
     """Moves as `scheduling.lifecycle` has it, and in no other way.
@@ -48,9 +57,11 @@ class Life:
         return ModelEvent.ABANDONED in LIFE[self.state].moves
 
     @property
-    def is_going(self) -> bool:
-        """Whether it leaves, or has just left nothing behind but its memory."""
-        return self.state in (ModelState.DRAINING, ModelState.UNLOADING)
+    def in_words(self) -> str:
+        """What it waits for, or does."""
+        if self.state is ModelState.FAILED:
+            return f"it has failed, and is not tried again before {self.retry_at:.1f} s"
+        return _WORDS[self.state]
 
     def move(self, event: ModelEvent) -> None:
         self.state = next_state(self.state, event)

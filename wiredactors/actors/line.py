@@ -60,6 +60,9 @@ class Line:
     def __iter__(self) -> Iterator[Waiting]:
         return iter([waiting for _, waiting in sorted(self._waiting.items())])
 
+    def __contains__(self, waiting: Waiting) -> bool:
+        return self._waiting.get(waiting.arrival) is waiting
+
     @property
     def priority(self) -> int:
         """The highest of those who wait."""

@@ -8,10 +8,12 @@ from types import MappingProxyType
 
 import trio
 
+from wiredactors.actors.job import Job
 from wiredactors.actors.model import Model
 from wiredactors.actors.service import Service
 from wiredactors.actors.stay import Host
 from wiredactors.memory.errors import ManagerClosed, ModelLoadError, ModelNotLoaded
+from wiredactors.memory.events import Explanation
 from wiredactors.scheduling.requests import LoadOptions, StayOptions
 
 
@@ -160,6 +162,20 @@ class Runtime:
             And what the engine raises where it cannot let it go.
         """
         await self._forget(name, self._services.get(name))
+
+    def explain(self, what: Model | Job) -> Explanation:
+        """Why a model or a job waits; see `WiredMemoryManager.explain`.
+
+        Of a job whose model is not in memory it says what that waits for.
+
+        Raises:
+            ModelNotLoaded: the model is not there any more.
+        """
+        name, job = (what.model, what) if isinstance(what, Job) else (what.name, None)
+        service = self._services.get(name)
+        if service is None:
+            raise ModelNotLoaded(f"there is no model {name!r}: {sorted(self._models)} are")
+        return service.explain(job)
 
     async def _forget(self, name: str, service: Service | None) -> None:
         if service is None or (name not in self._models and service.refusal is None):

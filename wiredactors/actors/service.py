@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import trio
 
 from wiredactors.actors.job import Job
@@ -10,6 +11,7 @@ from wiredactors.actors.line import Caller, Line, likeness
 from wiredactors.actors.stay import Host, Stay
 from wiredactors.actors.work import Work
 from wiredactors.memory.errors import ManagerClosed, ModelNotLoaded
+from wiredactors.memory.events import Explanation
 from wiredactors.memory.tickets import WiredMemoryTicket
 from wiredactors.scheduling.lifecycle import ModelState, OnRequest
 from wiredactors.scheduling.requests import GenerationRequest, LoadOptions, StayOptions
@@ -153,6 +155,25 @@ class Service:
             raise likeness(self.refusal)
 
     # -- from outside
+
+    def explain(self, job: Job | None = None) -> Explanation:
+        """Why the model waits, or one of its jobs does."""
+        manager = self._host.manager
+        if job is not None and job not in self._line:
+            return manager.explain(job.ticket)
+        weights = self._life.weights
+        ticket_id = f"weights/{self.name}" if weights is None else weights.id
+        found = manager.explain(ticket_id)
+        if found.state != "waiting":
+            found = Explanation(ticket_id=ticket_id, state=self.state, reason=self._life.in_words)
+        if job is None:
+            return found
+        return attrs.evolve(
+            found,
+            ticket_id=job.ticket.id,
+            state="waiting",
+            reason=f"it waits for model {self.name!r}, which is {self.state}: {found.reason}",
+        )
 
     def pin(self, pinned: bool) -> None:
         """Whether it stays in memory once it is there, from now on."""
