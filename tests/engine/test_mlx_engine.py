@@ -597,11 +597,12 @@ class TestErrors:
     async def test_a_job_that_can_never_fit_is_refused_with_numbers(
         self, tiny_model: TinyModel
     ) -> None:
+        policy = WiredSumPolicy(cap=80 * MIB)
         with trio.fail_after(60):
-            async with open_recorded(policy=WiredSumPolicy(cap=80 * MIB)) as recorded:
+            async with open_recorded(policy=policy) as recorded:
                 model = await recorded.runtime.load(tiny_model("llama"))
                 small = await complete(model, "abc", 2)
-                pinned = recorded.runtime._policy.ticket(45 * MIB, "reservation", pinned=True)
+                pinned = policy.ticket(45 * MIB, "reservation", pinned=True)
                 await pinned.start()
                 with pytest.raises(TicketTooLarge) as caught:
                     await complete(model, tiny.prompt_of(1900), 140)
