@@ -9,8 +9,10 @@ def take(board, kind, **fields):
     board.take(WiredMemoryEvent(kind=kind, sequence=0, timestamp=0.0, details=details, **fields))
 
 
-def test_a_model_goes_from_loading_to_unloaded_with_its_share_done():
+def test_a_model_goes_from_queued_to_unloaded_and_comes_again_with_its_share_done():
     board = Board()
+    take(board, EventKind.MODEL_QUEUED, model="chat", size=120)
+    assert (board.models["chat"].state, board.models["chat"].share) == ("queued", 0.0)
     take(board, EventKind.MODEL_LOADING, model="chat", size=120)
     take(
         board,
@@ -22,8 +24,20 @@ def test_a_model_goes_from_loading_to_unloaded_with_its_share_done():
     take(board, EventKind.MODEL_READY, model="chat", size=100)
     assert (board.models["chat"].state, board.models["chat"].bytes) == ("ready", 100)
     assert board.models["chat"].share == 1.0
+    take(board, EventKind.MODEL_DRAINING, model="chat", details={"reason": "pressure"})
+    assert board.models["chat"].state == "draining"
     take(board, EventKind.MODEL_UNLOADED, model="chat")
     assert board.models["chat"].state == "unloaded"
+    take(board, EventKind.MODEL_QUEUED, model="chat", size=120)
+    assert (board.models["chat"].state, board.models["chat"].share) == ("queued", 0.0)
+
+
+def test_the_size_of_a_job_that_waited_for_its_model_is_known_when_it_is_admitted():
+    board = Board()
+    take(board, EventKind.JOB_QUEUED, job="job-1", model="chat", ticket_id="job-1")
+    assert board.jobs["job-1"].size == 0
+    take(board, EventKind.JOB_ADMITTED, job="job-1", model="chat", ticket_id="job-1", size=5)
+    assert board.jobs["job-1"].size == 5
 
 
 def test_a_job_that_fails_while_it_waits_was_refused_and_later_has_failed():

@@ -44,6 +44,8 @@ class PlainView:
                 return f"model {event.model}: ready, weights hold {size}"
             case EventKind.MODEL_FAILED:
                 return f"model {event.model}: failed: {event.error}"
+            case EventKind.MODEL_DRAINING if numbers["reason"] != "close":
+                return f"model {event.model}: takes no more work ({numbers['reason']})"
             case EventKind.MODEL_UNLOADED:
                 return f"model {event.model}: unloaded"
             case EventKind.ADMISSION_WAIT:

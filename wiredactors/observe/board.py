@@ -15,7 +15,7 @@ class ModelLine:
     """A model as the events tell of it. `share` of its load is done, 0 to 1."""
 
     name: str
-    state: str = "loading"
+    state: str = "queued"
     share: float = 0.0
     bytes: int = 0
 
@@ -35,8 +35,10 @@ class JobLine:
 
 
 _MODEL_STATES = {
+    EventKind.MODEL_QUEUED: "queued",
     EventKind.MODEL_LOADING: "loading",
     EventKind.MODEL_READY: "ready",
+    EventKind.MODEL_DRAINING: "draining",
     EventKind.MODEL_FAILED: "failed",
     EventKind.MODEL_UNLOADED: "unloaded",
 }
@@ -89,8 +91,11 @@ class Board:
         model.state = _MODEL_STATES[event.kind]
         if event.size is not None:
             model.bytes = event.size
-        if event.kind is EventKind.MODEL_READY:
-            model.share = 1.0
+        match event.kind:
+            case EventKind.MODEL_QUEUED:
+                model.share = 0.0  # it may come again
+            case EventKind.MODEL_READY:
+                model.share = 1.0
 
     def _take_job(self, event: WiredMemoryEvent) -> None:
         name = event.job or ""
@@ -101,6 +106,7 @@ class Board:
             )
         refused = event.kind is EventKind.JOB_FAILED and job.state == "waiting"
         job.state = "refused" if refused else _JOB_STATES[event.kind]
+        job.size = event.size or job.size  # not known before its model is there
         job.since = event.timestamp
         job.numbers |= event.details
         job.error = event.error
