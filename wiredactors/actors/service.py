@@ -180,6 +180,8 @@ class Service:
         self.pinned = pinned
         if self._life.weights is not None:
             self._host.manager.pin_ticket(self._life.weights, pinned)
+        if self._stay is not None:
+            self._stay.reconsider()
 
     async def unload(self) -> None:
         """Go, when what runs on it has ended; it may be loaded again.
@@ -249,6 +251,7 @@ class Service:
 
     async def _live(self) -> None:
         """One stay in memory."""
+        self._unload_error = None  # nobody asked what became of the last
         self._stay = stay = Stay(
             self.name,
             self._life,

@@ -75,6 +75,7 @@ class Stay:
         self._residence = Residence(name, host.policy, host.manager, host.workspace)
         self._loading = trio.CancelScope()
         self._leaving = trio.Event()
+        self._unused = trio.CancelScope()  # while nobody uses it
         self._reason = ""  # why it leaves
 
     # -- for the model
@@ -91,6 +92,10 @@ class Stay:
             self._life.move(ModelEvent.LEAVE)
             self._life.tell(EventKind.MODEL_DRAINING, reason=reason)
             self._leaving.set()
+
+    def reconsider(self) -> None:
+        """`keep_alive()` answers otherwise now."""
+        self._unused.cancel()
 
     async def run(
         self, source: str, options: LoadOptions, *, priority: int, pinned: Callable[[], bool]
@@ -189,10 +194,13 @@ class Stay:
     async def _leave_when_unused(self, work: Work) -> None:
         while True:
             await work.wait_idle()
-            keep_alive = self._keep_alive()
-            with trio.move_on_after(math.inf if keep_alive is None else keep_alive):
-                await work.wait_busy()
-            if work.is_idle and self._keep_alive() is not None:
-                self.leave("keep_alive")
-                return
-            await work.wait_busy()
+            idle_since = trio.current_time()
+            while work.is_idle:
+                keep_alive = self._keep_alive()
+                over = math.inf if keep_alive is None else idle_since + keep_alive
+                if trio.current_time() >= over:
+                    self.leave("keep_alive")
+                    return
+                with trio.CancelScope(deadline=over) as self._unused:
+                    await work.wait_busy()
+                    break
