@@ -13,8 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -124,6 +123,11 @@ class Server:
             answer = [line async for line in lines][-1]
         return Sizes(**json.loads(answer))
 
+    async def loads(self) -> int:
+        """How often the runtime behind its door has loaded a model."""
+        async with contextlib.aclosing(self.ask("/loads", {})) as lines:
+            return int([line async for line in lines][-1])
+
 
 @contextlib.asynccontextmanager
 async def run_server(command: Sequence[str], port: int) -> AsyncIterator[Server]:
@@ -169,13 +173,21 @@ def stock_server(model: Path) -> contextlib.AbstractAsyncContextManager[Server]:
 
 
 def runtime_server(
-    models: Sequence[Path], cap: int | None = None
+    models: Sequence[Path],
+    cap: int | None = None,
+    *,
+    on_demand: bool = False,
+    switches_per_minute: int | None = None,
 ) -> contextlib.AbstractAsyncContextManager[Server]:
-    """The runtime behind its door, with all of `models` loaded."""
+    """The runtime behind its door, with all of `models` loaded, or each when it is asked for."""
     port = free_port()
     command = [__file__, "--port", str(port), *map(str, models)]
     if cap is not None:
         command += ["--cap", str(cap)]
+    if on_demand:
+        command.append("--on-demand")
+    if switches_per_minute is not None:
+        command += ["--switches-per-minute", str(switches_per_minute)]
     return run_server([sys.executable, *command], port)
 
 
@@ -239,50 +251,99 @@ def _gpu_bytes() -> int:
 # -- the runtime's door
 
 
-async def serve(port: int, models: Sequence[Path], cap: int | None) -> None:
-    """Load the models and answer for ever."""
-    loading = 0
+@attrs.define
+class Door:
+    """What it answers for, and what it has seen of it.
+
+    Attributes:
+        loading: bytes of all tickets while a model loaded, at most.
+        loads: how often one was ready; counted where they load on demand.
+    """
+
+    runtime: wa.Runtime
+    loading: int = 0
+    loads: int = 0
+
+    async def count_loads(
+        self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """From now on, by the events."""
+        async with self.runtime.manager.events() as events:
+            task_status.started()
+            async for event in events:
+                if event.kind is wa.EventKind.MISSED:
+                    raise RuntimeError(f"{event.missed} events were missed, and maybe loads")
+                self.loads += event.kind is wa.EventKind.MODEL_READY
+
+    async def answer(self, stream: trio.SocketStream) -> None:
+        """One request; the client hears in a line of its own why one fails."""
+        async with stream:
+            head, body = b"", b""
+            while b"\r\n\r\n" not in head:
+                data = await stream.receive_some()
+                if not data:  # somebody who only knocked
+                    return
+                head += data
+            head, _, body = head.partition(b"\r\n\r\n")
+            length = next(
+                int(line.split(b":")[1])
+                for line in head.split(b"\r\n")
+                if line.lower().startswith(b"content-length:")
+            )
+            while len(body) < length:
+                body += await stream.receive_some()
+            path = head.split()[1].decode()
+            with contextlib.suppress(trio.BrokenResourceError):
+                await stream.send_all(_HEADER)
+                try:
+                    await self._say(path, json.loads(body), stream)
+                except wa.WiredMemoryError as error:
+                    await stream.send_all(f"{type(error).__name__}: {error}\n".encode())
+
+    async def _say(self, path: str, asked: Mapping[str, Any], stream: trio.SocketStream) -> None:
+        if path == "/loads":
+            await stream.send_all(str(self.loads).encode())
+            return
+        model = self.runtime.models[asked["model"]]
+        if path == "/sizes":
+            job = (asked["prompt"], asked["max_tokens"])
+            sizes = sizes_of(self.runtime, model, self.loading, *job)
+            await stream.send_all(json.dumps(attrs.asdict(sizes)).encode())
+        else:
+            await complete(model, asked, stream)
+
+
+async def serve(
+    port: int,
+    models: Sequence[Path],
+    cap: int | None,
+    on_demand: bool,
+    switches_per_minute: int | None,
+) -> None:
+    """Load the models, or only name them, and answer for ever."""
+    door: Door | None = None
 
     def take_step(step: wa.StepReport) -> None:
-        nonlocal loading
-        if step.what == "load":
-            loading = max(loading, step.granted_bytes)
+        if step.what == "load" and door is not None:
+            door.loading = max(door.loading, step.granted_bytes)
 
-    async with wa.open_runtime(wa.WiredSumPolicy(cap=cap), on_step=take_step) as runtime:
+    changes: dict[str, Any] = {}
+    if switches_per_minute is not None:
+        changes["switches_per_minute"] = switches_per_minute
+    configuration = wa.WiredMemoryConfiguration(**changes)
+    async with (
+        wa.open_runtime(wa.WiredSumPolicy(cap=cap), configuration, on_step=take_step) as runtime,
+        trio.open_nursery() as nursery,
+    ):
+        door = Door(runtime)
+        if on_demand:
+            await nursery.start(door.count_loads)
         for path in models:
-            await runtime.load(path, str(path))
-        door = partial(answer, runtime, lambda: loading)
-        await trio.serve_tcp(door, port, host="127.0.0.1")
-
-
-async def answer(
-    runtime: wa.Runtime, loading: Callable[[], int], stream: trio.SocketStream
-) -> None:
-    """One request; the client hears nothing more where it fails."""
-    async with stream:
-        head, body = b"", b""
-        while b"\r\n\r\n" not in head:
-            data = await stream.receive_some()
-            if not data:  # somebody who only knocked
-                return
-            head += data
-        head, _, body = head.partition(b"\r\n\r\n")
-        length = next(
-            int(line.split(b":")[1])
-            for line in head.split(b"\r\n")
-            if line.lower().startswith(b"content-length:")
-        )
-        while len(body) < length:
-            body += await stream.receive_some()
-        asked = json.loads(body)
-        model = runtime.models[asked["model"]]
-        with contextlib.suppress(trio.BrokenResourceError, wa.WiredMemoryError):
-            await stream.send_all(_HEADER)
-            if b" /sizes " in head.splitlines()[0]:
-                sizes = sizes_of(runtime, model, loading(), asked["prompt"], asked["max_tokens"])
-                await stream.send_all(json.dumps(attrs.asdict(sizes)).encode())
+            if on_demand:
+                runtime.add(path, str(path))
             else:
-                await complete(model, asked, stream)
+                await runtime.load(path, str(path))
+        await trio.serve_tcp(door.answer, port, host="127.0.0.1")
 
 
 async def complete(model: wa.Model, asked: Mapping[str, Any], stream: trio.SocketStream) -> None:
@@ -311,9 +372,18 @@ async def complete(model: wa.Model, asked: Mapping[str, Any], stream: trio.Socke
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="The runtime's door for server.py.")
+    parser = argparse.ArgumentParser(description="The runtime's door.")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--cap", type=int)
+    parser.add_argument("--on-demand", action="store_true", help="load when a model is asked for")
     parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--switches-per-minute", type=int)
     given = parser.parse_args()
-    trio.run(serve, given.port, given.models, given.cap)
+    trio.run(
+        serve,
+        given.port,
+        given.models,
+        given.cap,
+        given.on_demand,
+        given.switches_per_minute,
+    )

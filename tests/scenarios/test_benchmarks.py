@@ -83,6 +83,20 @@ def test_server_drives_both_servers_with_the_same_clients(bench: Bench):
     assert all(ratio >= 0 for ratio in ratios(figures))
 
 
+def test_switching_counts_the_loads_of_two_models_that_do_not_fit_together(bench: Bench):
+    figures = bench("switching", "--clients", 3, "--requests", 9, "--tokens", 4)
+    [one] = figures["by_clients"]
+    assert one["reserved_bytes_of_one"] < one["cap_bytes"] < one["bytes_while_the_second_loads"]
+    assert one["jobs_that_fit"] >= 1
+    loads = one["loads"]
+    assert len(loads["stock_each"]) == 2
+    assert len(loads["runtime_each"]) == 1
+    assert all(0 < count <= 9 for count in [*loads["stock_each"], *loads["runtime_each"]])
+    for wait in (one["wait_seconds"]["stock"], one["wait_seconds"]["runtime"]):
+        assert 0 < wait["p50"] <= wait["p95"] <= wait["longest"]
+    assert all(ratio > 0 for ratio in ratios(figures))
+
+
 def test_under_the_cap_all_jobs_finish_and_no_step_goes_above_it(bench: Bench):
     figures = bench("cap", "--jobs", 24, "--tokens", 4, "--prompt-tokens", 4)
     assert figures["all_finished"]
