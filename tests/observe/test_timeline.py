@@ -34,7 +34,7 @@ def run_of_two_tickets():
 
 
 def test_spans_tell_when_each_ticket_asked_came_in_and_ended():
-    spans = run_of_two_tickets().spans
+    spans = {span.ticket_id: span for span in run_of_two_tickets().spans}
     assert {name: (s.asked, s.admitted, s.ended) for name, s in spans.items()} == {
         "w": (1.0, 1.0, None),
         "a": (2.0, 2.0, 4.0),
@@ -65,7 +65,41 @@ def test_a_refused_waiter_waits_no_longer():
     timeline = run_of_two_tickets()
     for kind, now in ((EventKind.ADMISSION_WAIT, 6.0), (EventKind.ADMISSION_REFUSED, 7.0)):
         timeline.take(WiredMemoryEvent(kind=kind, sequence=0, timestamp=now, ticket_id="c", size=9))
-    assert (timeline.spans["c"].admitted, timeline.spans["c"].ended) == (None, 7.0)
+    [*_, last] = timeline.spans
+    assert (last.ticket_id, last.admitted, last.ended) == ("c", None, 7.0)
+
+
+def test_a_model_that_comes_again_has_one_span_for_each_time():
+    timeline = Timeline()
+    for kind, now in [
+        (EventKind.TICKET_STARTED, 1.0),
+        (EventKind.TICKET_ENDED, 2.0),
+        (EventKind.ADMISSION_WAIT, 3.0),
+        (EventKind.TICKET_STARTED, 4.0),
+    ]:
+        timeline.take(WiredMemoryEvent(kind=kind, sequence=0, timestamp=now, ticket_id="w", size=9))
+    assert [(span.asked, span.admitted, span.ended) for span in timeline.spans] == [
+        (1.0, 1.0, 2.0),
+        (3.0, 4.0, None),
+    ]
+
+
+def test_a_job_waits_from_its_call_on_though_its_ticket_asks_later_or_never():
+    timeline = Timeline()
+    for kind, now, ticket in [
+        (EventKind.JOB_QUEUED, 1.0, "a"),
+        (EventKind.JOB_QUEUED, 1.5, "b"),
+        (EventKind.JOB_CANCELLED, 2.0, "b"),
+        (EventKind.ADMISSION_WAIT, 3.0, "a"),
+        (EventKind.TICKET_STARTED, 4.0, "a"),
+        (EventKind.TICKET_ENDED, 5.0, "a"),
+        (EventKind.JOB_FINISHED, 5.0, "a"),
+    ]:
+        timeline.take(WiredMemoryEvent(kind=kind, sequence=0, timestamp=now, ticket_id=ticket))
+    assert [(s.ticket_id, s.asked, s.admitted, s.ended) for s in timeline.spans] == [
+        ("a", 1.0, 4.0, 5.0),
+        ("b", 1.5, None, 2.0),
+    ]
 
 
 def step(peak, granted):

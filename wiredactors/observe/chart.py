@@ -25,11 +25,12 @@ def draw_timeline(timeline: Timeline, path: Path, *, cap: int | None, title: str
     from matplotlib.figure import Figure
 
     start, end = _extent(timeline)
-    spans = sorted(timeline.spans.values(), key=lambda span: (span.asked, span.ticket_id))
-    figure = Figure(figsize=(11, 5.2 + 0.24 * len(spans)), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, max(1.0, 0.24 * len(spans))])
+    spans = sorted(timeline.spans, key=lambda span: (span.asked, span.ticket_id))
+    rows = list(dict.fromkeys(span.ticket_id for span in spans))  # a model may come again
+    figure = Figure(figsize=(11, 5.2 + 0.24 * len(rows)), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, max(1.0, 0.24 * len(rows))])
     _draw_memory(top, timeline, cap, start, end)
-    _draw_spans(bottom, spans, start, end)
+    _draw_spans(bottom, spans, rows, start, end)
     top.set_title(title, loc="left", color=_INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -66,17 +67,21 @@ def _draw_memory(axes: Any, timeline: Timeline, cap: int | None, start: float, e
     _plain_frame(axes)
 
 
-def _draw_spans(axes: Any, spans: Sequence[Span], start: float, end: float) -> None:
-    for row, span in enumerate(spans):
+def _draw_spans(
+    axes: Any, spans: Sequence[Span], rows: Sequence[str], start: float, end: float
+) -> None:
+    for span in spans:
+        row = rows.index(span.ticket_id)
         finish = end if span.ended is None else span.ended
         admitted = finish if span.admitted is None else span.admitted
         colour = _KEEP if span.kind == "reservation" else _RUN
         axes.barh(row, admitted - span.asked, left=span.asked - start, color=_WAIT, height=0.62)
         axes.barh(row, finish - admitted, left=admitted - start, color=colour, height=0.62)
-        axes.text(
-            finish - start, row, f"  {span.size / MIB:.1f}", va="center", fontsize=7, color=_INK
-        )
-    axes.set_yticks(range(len(spans)), [span.ticket_id for span in spans], fontsize=8)
+        if span.size:
+            axes.text(
+                finish - start, row, f"  {span.size / MIB:.1f}", va="center", fontsize=7, color=_INK
+            )
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("seconds   (grey: waiting, green: running, blue: reservation; MiB at the end)")
     axes.set_xlim(0, (end - start) * 1.04 or 1)

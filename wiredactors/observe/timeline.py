@@ -11,7 +11,11 @@ from wiredactors.scheduling.requests import StepReport
 
 @attrs.define
 class Span:
-    """A ticket's life. Its size is the last one; times are seconds, None where not come to."""
+    """One life of a ticket. Its size is the last one; times are seconds, None where not come to.
+
+    A job's begins when it is queued, also where its ticket can ask for nothing before its model is
+    there.
+    """
 
     ticket_id: str
     size: int
@@ -37,15 +41,16 @@ class MemorySample:
 
 
 class Timeline:
-    """Feed it every event and every step report; read `limits`, `spans` and `samples`."""
+    """Feed it every event and every step report; read the lists."""
 
     def __init__(self) -> None:
         self.limits: list[tuple[float, int]] = []
         self.granted: list[tuple[float, int]] = []
         self.reserved: list[tuple[float, int]] = []  # of `granted`, what reservations hold
-        self.spans: dict[str, Span] = {}
+        self.spans: list[Span] = []
         self.samples: list[MemorySample] = []
         self._holdings = Holdings()
+        self._alive: dict[str, Span] = {}  # those that have not ended, by ticket
 
     def take_step(self, report: StepReport, now: float) -> None:
         """Note the memory of one step."""
@@ -64,27 +69,38 @@ class Timeline:
                 self.limits.append((now, event.applied_limit or 0))
                 if event.snapshot is not None:
                     for held in event.snapshot.tickets:
-                        self.spans[held.ticket_id] = Span(
-                            held.ticket_id, held.size, held.kind, held.since, held.since
-                        )
+                        self._asks(held.ticket_id, held.kind, held.since)
+                        self._starts(held.ticket_id, held.size, held.since)
             case EventKind.LIMIT_APPLIED:
                 self.limits.append((now, event.applied_limit or 0))
+            case EventKind.JOB_QUEUED:
+                self._asks(ticket, "active", now)
             case EventKind.ADMISSION_WAIT:
-                self.spans[ticket] = Span(ticket, size, event.ticket_kind or "", now)
+                self._asks(ticket, event.ticket_kind or "", now).size = size
             case EventKind.TICKET_STARTED:
-                self._began(ticket, size, event.ticket_kind or "", now)
-            case EventKind.TICKET_RESIZED if ticket in self.spans:
-                self.spans[ticket].size = size
+                self._asks(ticket, event.ticket_kind or "", now)
+                self._starts(ticket, size, now)
+            case EventKind.TICKET_RESIZED if ticket in self._alive:
+                self._alive[ticket].size = size
             case (
-                EventKind.TICKET_ENDED | EventKind.ADMISSION_CANCELLED | EventKind.ADMISSION_REFUSED
-            ) if ticket in self.spans:
-                self.spans[ticket].ended = now
+                EventKind.TICKET_ENDED
+                | EventKind.ADMISSION_CANCELLED
+                | EventKind.ADMISSION_REFUSED
+                | EventKind.JOB_CANCELLED
+                | EventKind.JOB_FAILED
+            ) if ticket in self._alive:
+                self._alive.pop(ticket).ended = now
 
-    def _began(self, ticket: str, size: int, kind: str, now: float) -> None:
-        waiting = self.spans.get(ticket)
-        if waiting is None or waiting.ended is not None:  # it did not wait, or this is a new life
-            waiting = self.spans[ticket] = Span(ticket, size, kind, now)
-        waiting.admitted = now
+    def _asks(self, ticket: str, kind: str, now: float) -> Span:
+        span = self._alive.get(ticket)
+        if span is None:
+            span = self._alive[ticket] = Span(ticket, 0, kind, now)
+            self.spans.append(span)
+        return span
+
+    def _starts(self, ticket: str, size: int, now: float) -> None:
+        span = self._alive[ticket]
+        span.size, span.admitted = size, now
 
     @property
     def worst_sample(self) -> MemorySample | None:
