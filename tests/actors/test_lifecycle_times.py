@@ -26,6 +26,7 @@ from tests.actors.lives import (
     M,
     by_start,
     held,
+    hold,
     refused,
 )
 from tests.actors.modelled import BASE, PROMPT, ROW
@@ -83,6 +84,24 @@ async def test_a_busy_model_ends_what_runs_and_postpones_what_waits_in_its_old_p
         assert house.life("other") == [
             *["1 queued", "64 loading", "68 ready", "71 draining pressure", "74 unloaded pressure"]
         ]
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+async def test_a_pinned_model_comes_where_there_is_room_for_it_and_nothing_else(
+    ahead: bool, autojump_clock: MockClock
+) -> None:
+    """Its own workspace is not what it leaves no room for."""
+    house = House(ceiling=BASE)
+    async with house.opened() as runtime, trio.open_nursery() as nursery:
+        model = runtime.add("m", pinned=ahead)
+        nursery.start_soon(hold, BASE, 5)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(model.load)
+        await wait_all_tasks_blocked()
+        assert model.state == "queued"
+        model.pin()
+        await trio.sleep(5 + LOAD + 1)
+        assert (model.state, house.pinned(), house.tickets) == ("ready", True, LIVES)
 
 
 async def test_a_pinned_model_never_goes_by_itself(autojump_clock: MockClock) -> None:

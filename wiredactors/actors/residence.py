@@ -39,6 +39,7 @@ class Residence:
         self._policy = policy
         self._manager = manager
         self._workspace = workspace
+        self._pinned: Callable[[], bool] | None = None
 
     @property
     def reservations(self) -> tuple[WiredMemoryTicket, ...]:
@@ -71,7 +72,6 @@ class Residence:
             kind="reservation",
             manager=self._manager,
             priority=priority,
-            pinned=pinned(),
             evictable=True,
             share=Share(self._workspace.ticket, plan.workspace_bytes, margin),
             id=f"weights/{self._name}",
@@ -83,6 +83,9 @@ class Residence:
             life.move(ModelEvent.ADMITTED)
             life.tell(EventKind.MODEL_LOADING, size=weights.size)
             await self._workspace.grow(self._name, weights, plan.peak_bytes, margin)
+            # Not before: what is pinned leaves no room, and this held its workspace's as well.
+            self._pinned = pinned
+            self.pin()
             async with self._loaded(engine, plan, life) as loaded:
                 if loaded.weight_bytes != weights.size:
                     await weights.resize(loaded.weight_bytes)
@@ -93,6 +96,13 @@ class Residence:
                     settle()
                 finally:
                     await weights.end()
+
+    def pin(self) -> None:
+        """Have the reservation pinned, or not, as it should be now, once it is there."""
+        if self.weights is not None and self._pinned is not None:
+            pinned = self._pinned()
+            if pinned is not self.weights.pinned:
+                self._manager.pin_ticket(self.weights, pinned)
 
     async def leave(self) -> None:
         """Give up its part of the workspace, when it is no longer held, or never was."""

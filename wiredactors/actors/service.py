@@ -178,8 +178,6 @@ class Service:
     def pin(self, pinned: bool) -> None:
         """Whether it stays in memory once it is there, from now on."""
         self.pinned = pinned
-        if self._life.weights is not None:
-            self._host.manager.pin_ticket(self._life.weights, pinned)
         if self._stay is not None:
             self._stay.reconsider()
 

@@ -94,7 +94,8 @@ class Stay:
             self._leaving.set()
 
     def reconsider(self) -> None:
-        """`keep_alive()` answers otherwise now."""
+        """`pinned()` and `keep_alive()` answer otherwise now."""
+        self._residence.pin()
         self._unused.cancel()
 
     async def run(
