@@ -175,7 +175,7 @@ def _record(event: WiredMemoryEvent) -> dict[str, Any]:
         "priority": event.priority,
         "policy": event.policy,
         "pinned": event.details.get("pinned", False),
-        "since": event.timestamp,
+        "since": event.details.get("since", event.timestamp),
         "reclaimable": event.details.get("reclaimable", False),
         "requires": event.details.get("requires", ()),
         "wants_size": None,

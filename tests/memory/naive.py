@@ -42,6 +42,7 @@ class Ticket:
     evictable: bool = False
     in_use: bool = False
     share: Share | None = None
+    waited_since: float | None = None
 
     @property
     def kept(self) -> bool:
@@ -68,7 +69,9 @@ class Naive:
         self._queue: list[Ticket] = []  # as they came
         self._growers: list[Ticket] = []  # live ones, in the order in which they asked
         self._arrivals = 0
-        self._due: set[str] = set()  # shared, and not resized since one who shared it ended
+        # Margins to be given back, of shared ones not resized since one who shared them ended.
+        self._due: dict[str, int] = {}
+        self._shared: set[str] = set()  # ever
 
     # -- looking
 
@@ -234,7 +237,10 @@ class Naive:
             self._capture_baseline()
         if self._is_impossible(ticket):
             return [("refused", ticket_id)]
+        ticket.since = self._place_of(ticket, now)
         self._queue.append(ticket)
+        if share is not None:
+            self._shared.add(share.ticket_id)
         decided = self._serve(now)
         if ticket not in self._queue:
             return decided
@@ -243,6 +249,14 @@ class Naive:
             self._queue.remove(ticket)
             return [*decided, ("refused", ticket_id), *self._serve(now)]
         return [*decided, ("waits", ticket_id)]
+
+    def _place_of(self, ticket: Ticket, now: float) -> float:
+        """Work on a model that waited stands where that stood, while the model has its turn."""
+        turn = max(1.0, self.configuration.turn_seconds)
+        models = [t for t in self._live if t.evictable and t.id in ticket.requires]
+        in_turn = [t.waited_since for t in models if now < t.since + turn]
+        waited = [since for since in in_turn if since is not None]
+        return min([now, *waited]) if ticket.kind == "active" else now
 
     def cancel(self, ticket_id: str, now: float) -> list[Decision]:
         """A waiting start gives up."""
@@ -260,9 +274,10 @@ class Naive:
             self._growers.remove(ticket)
             decided.append(("resize_refused", ticket_id))
         self._live.remove(ticket)
-        self._due.discard(ticket_id)
+        self._due.pop(ticket_id, None)
         if ticket.share is not None:
-            self._due.add(ticket.share.ticket_id)
+            due = self._due.get(ticket.share.ticket_id, 0)
+            self._due[ticket.share.ticket_id] = due + ticket.share.margin
         return decided + self._serve(now)
 
     def use(self, ticket_id: str, in_use: bool | None, now: float) -> list[Decision]:
@@ -291,7 +306,7 @@ class Naive:
         if ticket in self._queue or size <= ticket.size:
             ticket.size = size
             if ticket in self._live:
-                self._due.discard(ticket_id)
+                self._due.pop(ticket_id, None)
             return [("grown", ticket_id), *self._serve(now)]
         self._growers.append(ticket)
         decided = self._serve(now)
@@ -366,7 +381,7 @@ class Naive:
             if self._blocked_by(ticket) is None:
                 self._growers.remove(ticket)
                 ticket.size = ticket.wants
-                self._due.discard(ticket.id)
+                self._due.pop(ticket.id, None)
                 return [("grown", ticket.id)]
         active = [ticket for ticket in self._live if ticket.kind == "active"]
         growing = [ticket for ticket in self._growers if ticket.kind == "active"]
@@ -386,6 +401,9 @@ class Naive:
                 self._queue.remove(ticket)
                 self._live.append(ticket)
                 ticket.in_use = ticket.evictable
+                if ticket.evictable and ticket.since < now:
+                    ticket.waited_since = ticket.since
+                ticket.since = now
                 return [("admitted", ticket.id)]
         return []
 
@@ -458,13 +476,14 @@ class Naive:
         the pinned and the required."""
         all_sharers = [t for t in [*self._live, *self._queue, ticket] if t.share]
         all_sharers = [t for t in all_sharers if t.share and t.share.ticket_id == shared.id]
-        if not all_sharers:
+        if not all_sharers and shared.id not in self._shared:
             return shared.size
         live = [t for t in self._live if t in all_sharers]
         margins = sum(t.share.margin for t in live if t.share)
         stay = [t for t in live if t.pinned or t.id in ticket.requires or t is ticket]
         sizes = [t.share.size for t in {*stay, ticket} if t.share and t in all_sharers]
-        largest = min(max(0, shared.size - margins), max(sizes, default=0))
+        held_once = max(0, shared.size - margins - self._due.get(shared.id, 0))
+        largest = min(held_once, max(sizes, default=0))
         return largest + sum(t.share.margin for t in stay if t.share)
 
     def _lacks_beside(self, others: list[Ticket], ticket: Ticket, ceiling: float) -> str | None:

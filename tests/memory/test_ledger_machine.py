@@ -451,9 +451,17 @@ class LedgerMachine(Host):
         if self.is_first(ticket_id):
             models -= set(naive.waited(ticket_id).requires)
             assert not naive.fits_after_work(ticket_id, models), "idle ones would do"
-            assert not any(tickets[id]["in_use"] and tickets[id]["asked"] for id in models)
-        its_turn = self.now - self.waits_since(ticket_id) >= self.configuration.turn_seconds
-        assert its_turn or all(naive.is_stalled(id, ticket_id) for id in asked)
+            policies = {tickets[id]["policy"] for id in asked}
+            for id in models:  # of what is of use to it, none is on its way
+                draining = tickets[id]["in_use"] and tickets[id]["asked"]
+                assert not (draining and tickets[id]["size"] and tickets[id]["policy"] in policies)
+        turns = [self.turn_of(id, ticket_id) for id in asked]
+        assert max(turns) <= self.now or all(naive.is_stalled(id, ticket_id) for id in asked)
+
+    def turn_of(self, model: str, ticket_id: str) -> float:
+        """When it is asked to finish for one that waits."""
+        turn, model_since = self.configuration.turn_seconds, self.ledger._book.holdings[model].since
+        return max(self.waits_since(ticket_id) + turn, model_since + max(1.0, turn))
 
     def waits_since(self, ticket_id: str) -> float:
         growers, queue = self.ledger._growers, self.ledger._queue
@@ -494,7 +502,7 @@ class LedgerMachine(Host):
         idle, busy = naive.idle_models(first), naive.busy_models(first)
         if naive.fits_after_work(first, idle) or not naive.fits_after_work(first, idle + busy):
             return
-        its_turn = self.now - self.waits_since(first) >= self.configuration.turn_seconds
+        its_turn = all(self.turn_of(id, first) <= self.now for id in busy)
         stalled = [id for id in busy if naive.is_stalled(id, first)]
         asked = {ticket.ticket_id for ticket in self.state.tickets if ticket.asked}
         if its_turn or naive.fits_after_work(first, idle + stalled):
@@ -511,10 +519,9 @@ class LedgerMachine(Host):
     @invariant()
     def nobody_waits_who_can_never_come_in(self):
         book, state, naive = self.ledger._book, self.state, self.twin.naive
-        shared = {ticket.shares for ticket in [*state.tickets, *state.waiters]}
         for waiter in [*self.ledger._queue, *self.ledger._growers]:
             assert not naive._is_impossible(naive.waited(waiter.ticket_id))
-            if shared & set(book.holdings):  # what is left of these is another matter
+            if naive._shared & set(book.holdings):  # what is left of these is another matter
                 continue
             stays = [
                 holding

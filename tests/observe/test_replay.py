@@ -17,6 +17,8 @@ import wiredactors as wa
 from tests.memory.conftest import Driver
 from wiredactors.memory import messages as m
 from wiredactors.memory.events import EventKind, Snapshot, WiredMemoryEvent
+from wiredactors.memory.share import Share
+from wiredactors.memory.tickets import WiredMemoryTicket
 
 CEILING = 100
 SUM100 = wa.WiredSumPolicy(cap=100)
@@ -47,6 +49,10 @@ POLICIES = [
     Moody(),
 ]
 TICKETS = [f"t{n}" for n in range(8)]
+
+
+#: Where it lives, some models share it.
+WORKSPACE = WiredMemoryTicket(0, SUM100, "reservation", id="t0")
 
 
 class ReplayMachine(RuleBasedStateMachine):
@@ -81,7 +87,7 @@ class ReplayMachine(RuleBasedStateMachine):
         count=st.integers(1, 4),
         size=st.sampled_from([0, 10, 20, 35, 50, 90, 110]),
         policy=st.sampled_from(POLICIES),
-        kind=st.sampled_from(["active", "active", "cache", "pinned", "reservation"]),
+        kind=st.sampled_from(["active", "active", "cache", "model", "pinned", "reservation"]),
         priority=st.integers(0, 2),
         requires=st.sampled_from([(), ("t0",), ("t1", "t2")]),
     )
@@ -98,6 +104,8 @@ class ReplayMachine(RuleBasedStateMachine):
                 priority=priority,
                 pinned=kind == "pinned",
                 reclaimable=kind == "cache",
+                evictable=kind == "model",
+                share=Share(WORKSPACE, 5, 3) if kind == "model" and requires == ("t0",) else None,
                 requires=requires,
             )
             self.starts.append(reply)
@@ -137,6 +145,22 @@ class ReplayMachine(RuleBasedStateMachine):
         tickets = self.driver.ledger.snapshot().tickets
         caches = [ticket.ticket_id for ticket in tickets if ticket.reclaimable]
         self.after(self.driver.touch, data.draw(st.sampled_from([*caches, "t0"])))
+
+    @rule(ticket=st.sampled_from(TICKETS), in_use=st.booleans())
+    def use(self, ticket, in_use):
+        self.after(self.driver.use, ticket, in_use=in_use)
+
+    @rule(ticket=st.sampled_from(TICKETS), pinned=st.booleans())
+    def pin(self, ticket, pinned):
+        self.after(self.driver.pin, ticket, pinned)
+
+    @rule(size=st.sampled_from([30, 60]), more=st.sampled_from([50, 80]), idle=st.booleans())
+    def a_model_and_another_that_wants_its_room(self, size, more, idle):
+        self.start(1, size, SUM100, "model", 0, ("t0",))
+        if idle:
+            for ticket in self.driver.ledger.snapshot().tickets:
+                self.use(ticket.ticket_id, in_use=False)
+        self.start(1, more, SUM100, "model", 0, ())
 
     @rule(size=st.sampled_from([30, 60]), more=st.sampled_from([50, 80]))
     def a_cache_and_work_that_wants_its_room(self, size, more):

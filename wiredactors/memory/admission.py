@@ -27,6 +27,7 @@ from wiredactors.memory.group import Group
 from wiredactors.memory.holding import Holding
 from wiredactors.memory.lane import Key, Lane, Waiter
 from wiredactors.memory.queue import WaitQueue
+from wiredactors.memory.switches import turn_ends_at
 from wiredactors.memory.yielding import Plans
 
 #: A waiter, and why it is refused; None lets it in.
@@ -69,6 +70,22 @@ class Admission:
     def overtake_seconds(self) -> float:
         """How long one may wait before its room is kept."""
         return self._configuration.overtake_seconds
+
+    def place_of(self, holding: Holding, now: float) -> float:
+        """Since when a newcomer counts as waiting, which is its place in the order.
+
+        In the turn of a model that had to wait, work on it stands where that stood. Else it would
+        stand behind all who came meanwhile, and models would make each other go with nothing done.
+        """
+        since = now
+        if holding.active and self._book.reservations.evictable:
+            for ticket_id in holding.requires:
+                model = self._book.reservations.evictable.get(ticket_id)
+                if model is None or model.waited_since is None:
+                    continue
+                if now < turn_ends_at(model.since, self._configuration.turn_seconds):
+                    since = min(since, model.waited_since)
+        return since
 
     def remove(self, waiter: Waiter) -> None:
         (self.growers if waiter.grows else self.queue).remove(waiter)

@@ -35,7 +35,7 @@ def copy_tickets(book: Book, admission: Admission, *, into: tuple[Book, Admissio
     for grower in admission.growers:
         copy = copies.of_waiter(grower, new_book.holdings[grower.ticket_id])
         new_admission.growers.add(copy)
-    new_book.shares.copy_due(book.shares)
+    new_book.shares.copy_past(book.shares)
     _copy_passes(admission.queue, new_admission.queue)
 
 

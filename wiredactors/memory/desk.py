@@ -74,6 +74,7 @@ class Desk:
         except WiredMemoryError as error:
             self._refuse_admission(reply, ticket.id, ticket.size, error)
             return
+        holding.since = self._admission.place_of(holding, self._journal.now)
         self._wait(Waiter(holding, reply, wants=holding.size, since=holding.since))
 
     def _start_again(self, command: m.Start) -> None:
@@ -115,7 +116,12 @@ class Desk:
             self._fail_waiter(waiter, QueueFull(len(self._queue.by_id) - 1, bound))
             self.admit()  # it may have kept room free
         else:
-            self._journal.emit_ticket(EventKind.ADMISSION_WAIT, waiter.holding)
+            since = waiter.since
+            self._journal.emit_ticket(
+                EventKind.ADMISSION_WAIT,
+                waiter.holding,
+                more={"since": since} if since < self._journal.now else {},
+            )
 
     def _let_in(self, holding: Holding) -> None:
         self._journal.emit_ticket(EventKind.ADMISSION_GRANTED, holding)
@@ -227,7 +233,7 @@ class Desk:
         self.admit()
 
     def _change_size(self, holding: Holding, size: int, reply: m.Reply) -> None:
-        if size > holding.size:
+        if size > holding.size or self._book.shares.is_shared(holding.ticket_id):
             self._admission.doubt_beside(holding)
         self._book.resize(holding, size)
         self._settlement.changed = True
@@ -258,6 +264,8 @@ class Desk:
             if waiter.grows:
                 self._change_size(waiter.holding, waiter.wants, waiter.reply)
             else:
+                if waiter.holding.evictable and waiter.since < self._journal.now:
+                    waiter.holding.waited_since = waiter.since
                 self._let_in(waiter.holding)
                 self._admission.doubt_beside(waiter.holding)
                 self._book.await_no_more(waiter.holding)

@@ -278,9 +278,11 @@ def _models_to_yield(outlook: Outlook) -> Iterator[str]:
                 f"next at {outlook.limited_until:.1f} s"
             )
         case "turn_seconds":
+            own = outlook.waiter.since + outlook.limit == outlook.limited_until
+            turn = "this has waited" if own else "it has had"
             yield (
                 f"{names} {'are' if several else 'is'} in use: "
-                f"{'they are' if several else 'it is'} asked to finish once this has waited "
+                f"{'they are' if several else 'it is'} asked to finish once {turn} "
                 f"{outlook.limit:g} s (turn_seconds), at {outlook.limited_until:.1f} s"
             )
 

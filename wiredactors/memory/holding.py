@@ -23,6 +23,7 @@ class Holding:
         used_at: when a reclaimable or evictable one was last used.
         asked: its owner has been asked to give it up, and has not yet.
         in_use: an evictable one is in use.
+        waited_since: of an evictable one that had to wait, from when on.
     """
 
     ticket_id: str
@@ -41,6 +42,7 @@ class Holding:
     used_at: float = 0.0
     asked: bool = False
     in_use: bool = False
+    waited_since: float | None = None
 
     @property
     def active(self) -> bool:

@@ -72,8 +72,12 @@ class Journal:
         size: int | None = None,
         error: str | None = None,
         details: Mapping[str, Any] = _NOTHING,
+        more: Mapping[str, Any] = _NOTHING,
     ) -> None:
-        """An event about a ticket, of `size` bytes where that is not what it holds."""
+        """An event about a ticket, of `size` bytes where that is not what it holds.
+
+        `details` stand for what the ticket is, `more` beside it.
+        """
         self.sequence += 1
         if not self.listening:
             return
@@ -90,7 +94,7 @@ class Journal:
             active_count=len(self._book.holdings),
             waiter_count=len(self._queue.by_id),
             error=error,
-            details=details or _traits_of(holding),
+            details=details or ({**_traits_of(holding), **more} if more else _traits_of(holding)),
         )
         self._effects.append(draft.frozen())
 

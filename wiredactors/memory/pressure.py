@@ -11,9 +11,9 @@ another's room bars it, all in the order of the ledger. For each of them:
   asked though the ceiling would not let it in yet. Else others would fill up the ceiling again and
   again, which nobody keeps free for one that its group keeps out.
 - Where it would not fit though all idle models had gone and all active work had ended, models in
-  use are asked to finish, once it has waited `turn_seconds`; or at once where nothing runs on
-  them and what waits for them stands behind it, as nothing would ever end by itself then. Idle
-  ones follow when there is work to gain from it.
+  use are asked to finish, once it has waited `turn_seconds` and they have been there as long; or at
+  once where nothing runs on them and what waits for them stands behind it, as nothing would ever
+  end by itself then. Idle ones follow when that makes it fit.
 - Where that is not enough either, it waits for reservations that nobody here can ask for: an event
   says how many bytes.
 
@@ -37,7 +37,7 @@ from wiredactors.memory.holding import Holding
 from wiredactors.memory.journal import Journal
 from wiredactors.memory.lane import Waiter
 from wiredactors.memory.room import Plan, RoomAfterWork
-from wiredactors.memory.switches import Switches
+from wiredactors.memory.switches import Switches, turn_ends_at
 from wiredactors.memory.yielding import Plans
 
 
@@ -52,6 +52,7 @@ class Outlook:
         limited_until: until when, in seconds on the clock.
         limit: its value.
         would_yield: the models that would be asked then.
+        look_again: when to see, whether or not that will be the time.
     """
 
     waiter: Waiter
@@ -61,6 +62,7 @@ class Outlook:
     limited_until: float | None = None
     limit: float = 0
     would_yield: tuple[str, ...] = ()
+    look_again: float | None = None
 
 
 class Pressure:
@@ -102,7 +104,7 @@ class Pressure:
                 self._say(outlook.waiter, outlook.needed_bytes, outlook.asks)
             for holding in outlook.asks:
                 self._ask(holding)
-            until = outlook.limited_until
+            until = outlook.look_again
             if until is not None and (again is None or until < again):
                 again = until
         return again
@@ -186,6 +188,7 @@ class Pressure:
             limited_by=limited_by,
             limited_until=until,
             limit=limit,
+            look_again=until,
             would_yield=tuple(holding.ticket_id for holding in models),
         )
 
@@ -200,11 +203,22 @@ class Pressure:
             return Outlook(waiter)
         if plan is not None:
             return self._waits(waiter)
-        its_turn = waiter.since + self._turn_seconds
-        stalled = plans.after_work(waiter, lambda model: self._is_stalled(model, waiter))
-        if stalled is None and now < its_turn:
-            return self._later(waiter, "turn_seconds", self._turn_seconds, its_turn, _in_use(whole))
-        whole = stalled or whole
+
+        def asked_at(model: Holding) -> float:
+            its_turn = turn_ends_at(model.since, self._turn_seconds)
+            return max(waiter.since + self._turn_seconds, its_turn)
+
+        ready = plans.after_work(waiter, lambda model: self._is_stalled(model, waiter))
+        if ready is None:
+            ready = plans.after_work(waiter, lambda model: asked_at(model) <= now)
+        if ready is None:
+            models = _in_use(whole)
+            until = max(map(asked_at, models))
+            later = self._later(waiter, "turn_seconds", self._turn_seconds, until, models)
+            busy = self._book.reservations.evictable.values()
+            soon = [at for model in busy if model.in_use and (at := asked_at(model)) > now]
+            return attrs.evolve(later, look_again=min(soon, default=until))
+        whole = ready
         needed = needs_idle_bytes(self._book, waiter)
         return self._switch(waiter, plans, whole, _in_use(whole), needed, now, switches)
 

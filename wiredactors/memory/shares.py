@@ -17,23 +17,26 @@ class Shares:
     def __init__(self) -> None:
         self._live: dict[str, dict[str, Holding]] = {}
         self._waiting: dict[str, dict[str, Holding]] = {}
-        self._due: set[str] = set()  # a sharer has ended, and the owner has not resized it since
+        # Of those that the owner has not resized since a sharer ended: the margins to give back.
+        self._due: dict[str, int] = {}
+        self._shared: set[str] = set()  # for good: what nobody shares now may be given back
 
     # -- changing
 
     def add(self, holding: Holding) -> None:
         """One with a share has come in."""
-        _put(self._live, holding)
+        self._put(self._live, holding)
 
     def remove(self, holding: Holding) -> None:
         """It has ended."""
         _drop(self._live, holding)
         assert holding.share is not None
-        self._due.add(holding.share.ticket_id)
+        ticket_id = holding.share.ticket_id
+        self._due[ticket_id] = self._due.get(ticket_id, 0) + holding.share.margin
 
     def wait(self, holding: Holding) -> None:
         """One with a share begins to wait."""
-        _put(self._waiting, holding)
+        self._put(self._waiting, holding)
 
     def leave(self, holding: Holding) -> None:
         """It waits no more."""
@@ -41,11 +44,16 @@ class Shares:
 
     def settled(self, ticket_id: str) -> None:
         """A reservation was resized or has ended: nothing of it is due any more."""
-        self._due.discard(ticket_id)
+        self._due.pop(ticket_id, None)
 
-    def copy_due(self, other: Shares) -> None:
-        """As much is due as in `other`."""
-        self._due = set(other._due)
+    def copy_past(self, other: Shares) -> None:
+        """Know what `other` knows of those that have ended."""
+        self._due, self._shared = dict(other._due), set(other._shared)
+
+    def _put(self, where: dict[str, dict[str, Holding]], holding: Holding) -> None:
+        assert holding.share is not None
+        self._shared.add(holding.share.ticket_id)
+        where.setdefault(holding.share.ticket_id, {})[holding.ticket_id] = holding
 
     # -- looking
 
@@ -53,6 +61,10 @@ class Shares:
     def due(self) -> Iterator[str]:
         """The shared reservations that have not been resized since a sharer ended."""
         return iter(self._due)
+
+    def is_shared(self, ticket_id: str) -> bool:
+        """Whether anybody shares it, or did."""
+        return ticket_id in self._shared
 
     def shared(self) -> Iterator[str]:
         """The reservations that any live ticket shares, or did until just now."""
@@ -82,14 +94,18 @@ class Shares:
         return largest + sum(share.margin for share in staying)
 
     def floor(self, shared: Holding, stays: Collection[str], holding: Holding) -> int:
-        """What must be left of `shared` beside `holding`, if of its sharers only `stays` do."""
+        """What must be left of `shared` beside `holding`, if of its sharers only `stays` do.
+
+        It is no more when a sharer has ended: margins that are due are not held once.
+        """
         ticket_id = shared.ticket_id
         live = self._live.get(ticket_id, {})
         own = holding.share
         shares_it = own is not None and own.ticket_id == ticket_id
-        if not (live or shares_it or ticket_id in self._waiting):
+        if not shares_it and ticket_id not in self._shared:
             return shared.size
-        held_once = shared.size - sum(other.share.margin for other in live.values() if other.share)
+        margins = sum(other.share.margin for other in live.values() if other.share)
+        held_once = shared.size - margins - self._due.get(ticket_id, 0)
         staying = [
             other.share
             for key, other in live.items()
@@ -100,11 +116,6 @@ class Shares:
             sizes.append(own.size)
         largest = min(max(0, held_once), max(sizes, default=0))
         return largest + sum(share.margin for share in staying)
-
-
-def _put(where: dict[str, dict[str, Holding]], holding: Holding) -> None:
-    assert holding.share is not None
-    where.setdefault(holding.share.ticket_id, {})[holding.ticket_id] = holding
 
 
 def _drop(where: dict[str, dict[str, Holding]], holding: Holding) -> None:

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 #: The time in which no more than so many are allowed.
 WINDOW_SECONDS = 60.0
+#: A model that has come in is left at least so long, or those who wait could make it go before the
+#: work that it was loaded for has begun.
+SHORTEST_TURN_SECONDS = 1.0
+
+
+def turn_ends_at(model_since: float, turn_seconds: float) -> float:
+    """When a model that came in at `model_since` has had its turn, in seconds on the clock."""
+    return model_since + max(turn_seconds, SHORTEST_TURN_SECONDS)
 
 
 class Switches:

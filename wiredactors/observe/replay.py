@@ -213,7 +213,7 @@ def _record(event: WiredMemoryEvent) -> TicketSnapshot:
         kind=event.ticket_kind,
         priority=event.priority,
         policy=event.policy,
-        since=event.timestamp,
+        since=traits.get("since", event.timestamp),
         pinned=traits.get("pinned", False),
         reclaimable=traits.get("reclaimable", False),
         requires=traits.get("requires", ()),
