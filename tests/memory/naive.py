@@ -43,6 +43,7 @@ class Ticket:
     in_use: bool = False
     share: Share | None = None
     waited_since: float | None = None
+    place: float | None = None
 
     @property
     def kept(self) -> bool:
@@ -237,7 +238,9 @@ class Naive:
             self._capture_baseline()
         if self._is_impossible(ticket):
             return [("refused", ticket_id)]
-        ticket.since = self._place_of(ticket, now)
+        ticket.place = self._place_of(ticket, now)
+        if ticket.place is not None:
+            ticket.since = ticket.place
         self._queue.append(ticket)
         if share is not None:
             self._shared.add(share.ticket_id)
@@ -250,13 +253,13 @@ class Naive:
             return [*decided, ("refused", ticket_id), *self._serve(now)]
         return [*decided, ("waits", ticket_id)]
 
-    def _place_of(self, ticket: Ticket, now: float) -> float:
+    def _place_of(self, ticket: Ticket, now: float) -> float | None:
         """Work on a model that waited stands where that stood, while the model has its turn."""
         turn = max(1.0, self.configuration.turn_seconds)
         models = [t for t in self._live if t.evictable and t.id in ticket.requires]
         in_turn = [t.waited_since for t in models if now < t.since + turn]
         waited = [since for since in in_turn if since is not None]
-        return min([now, *waited]) if ticket.kind == "active" else now
+        return min(waited, default=None) if ticket.kind == "active" else None
 
     def cancel(self, ticket_id: str, now: float) -> list[Decision]:
         """A waiting start gives up."""
@@ -427,7 +430,8 @@ class Naive:
         if other.policy.id == by.policy.id:
             return True
         for first in self._ordered():
-            if first.policy.id == other.policy.id and first.priority == other.priority:
+            same_group = first.policy.id == other.policy.id
+            if same_group and (first.priority, first.place) == (other.priority, other.place):
                 return first not in barred and self._blocked_by(first) == _CEILING
         raise AssertionError("it waits itself")
 

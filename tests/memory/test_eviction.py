@@ -467,6 +467,55 @@ class TestBusyModels:
         d.start("job of a", 10, requires=("a",))
         assert d.asked == ["a"], "a is in the way of the first; b is not in that of the second"
 
+    def test_a_model_that_has_just_come_in_has_its_turn_first(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 60, idle=False)
+        model(d, "b", 50, idle=False)
+        model(d, "c", 60, idle=False)
+        d.advance(50)
+        assert d.asked == ["a"]
+        d.end("a")
+        assert d.running == ["b"], "at 53 s"
+        why = explain(d, "c")
+        assert (why.limited_by, why.limited_until) == ("turn_seconds", 83.0)
+        assert "b is in use: it is asked to finish once it has had 30 s" in why.reason
+        d.advance(29)
+        assert d.asked == ["a"]
+        d.advance(1)
+        assert d.asked == ["a", "b"]
+
+    def test_work_on_a_model_that_waited_stands_where_that_stood(self, driver):
+        d = driver(ceiling=100, overtake_seconds=5.0)
+        model(d, "a", 60, idle=False)
+        model(d, "b", 50, idle=False)
+        model(d, "c", 90, idle=False)
+        d.advance(50)
+        d.end("a")
+        assert d.running == ["b"]
+        assert d.start("work of b", 40, requires=("b",)).answered, "c keeps no room before it"
+        later = d.start("more work of b", 20, requires=("b",))
+        assert d.waiting == ["more work of b", "c"]
+        assert explain(d, "more work of b").since == 1.0
+        assert d.last("admission_wait").details["since"] == 1.0
+        assert d.asked == ["a"]
+        d.advance(30)
+        d.start("work that comes late", 5, requires=("b",))
+        assert d.waiting == ["more work of b", "c", "work that comes late"]
+        assert d.asked == ["a"]
+        d.end("work of b")
+        assert later.answered
+        assert d.asked == ["a", "b"], "its turn is over, and c the first"
+
+    def test_without_turn_seconds_a_second_is_left_to_it(self, driver):
+        d = driver(ceiling=100, turn_seconds=0.0)
+        model(d, "a", 60)
+        model(d, "b", 60, idle=False)
+        d.reserve("c", 60, SUM, evictable=True)
+        d.end("a")
+        assert d.asked == ["a"]
+        d.advance(1)
+        assert d.asked == ["a", "b"]
+
     def test_it_is_a_switch_like_any_other(self, driver):
         d = driver(ceiling=100, switches_per_minute=1, turn_seconds=5.0)
         model(d, "a", 50)
@@ -649,10 +698,11 @@ class TestShares:
         world = World(d)
         world.load("a", 20, 40)
         world.load("b", 20, 40)
-        world.ask("first", 95, 5)
-        d.asked.clear()
-        d.reserve("second", 30, OTHER, evictable=True)
-        assert d.asked == [], "what they all shrink by is for the first"
+        world.load("c", 10, 0)
+        world.ask("first", 80, 5)
+        assert d.asked == ["a", "b"]
+        d.reserve("second", 20, OTHER, evictable=True)
+        assert d.asked == ["a", "b"], "what they all shrink by is for the first"
 
     def test_a_model_in_use_frees_its_share_when_it_is_drained(self, driver):
         d = driver(ceiling=100, turn_seconds=0.0)

@@ -142,6 +142,27 @@ class LedgerMachine(Host):
                 self.send(m.Use(ticket, False))
             self.advance(0.1)
 
+    @rule(
+        sizes=st.sampled_from([(60, 50, 60), (60, 60, 30), (35, 80, 40)]),
+        work=st.sampled_from([10, 40]),
+        idle=st.booleans(),
+        yields=st.booleans(),
+    )
+    def a_model_that_waits_for_another_and_work_on_it(self, sizes, work, idle, yields):
+        """The second waits for the first; then a third comes, and work on the second."""
+        names = self.idle()[:5]
+        if len(names) < 5:
+            return
+        for name, size in zip(names, sizes, strict=False):
+            self.start(name, size, POLICIES[0], kind="reservation", evictable=True)
+            if idle:
+                self.send(m.Use(name, False))
+            self.advance(5.0)
+        if yields:
+            self.send(m.End(names[0]))
+        for job in names[3:]:
+            self.start(job, work, POLICIES[0], requires=(names[1],))
+
     def some_share(self, data) -> Share | None:
         live = [*self.state.tickets, *self.state.waiters]
         plain = [t for t in live if t.kind == "reservation"]

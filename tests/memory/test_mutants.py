@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from tests.memory import test_eviction as eviction
+from tests.memory.conftest import Driver
 from tests.memory.test_ledger_machine import LedgerMachine
 from wiredactors.memory.admission import Admission
 from wiredactors.memory.answers import Answers
@@ -27,6 +29,8 @@ from wiredactors.memory.pressure import Pressure
 from wiredactors.memory.queue import WaitQueue
 from wiredactors.memory.reservations import Reservations
 from wiredactors.memory.room import Plan
+from wiredactors.memory.shares import Shares
+from wiredactors.memory.switches import Switches
 from wiredactors.memory.yielding import Plans
 
 #: Replaces one method by what is made of it.
@@ -211,6 +215,131 @@ def one_that_waits_for_a_write_has_no_answer(patch: Patch) -> None:
     patch(Answers, "take_of_write", lambda original: lambda self: original(self)[1:])
 
 
+def a_model_goes_for_work_that_waits_for_other_work(patch: Patch) -> None:
+    patch(Plans, "_models_yield_to", lambda _original: lambda self, waiter: True)
+
+
+def models_go_before_caches(patch: Patch) -> None:
+    def change(original):
+        def caches(self, *, models):
+            return original(self, models=models) if not models else self._idle()
+
+        return caches
+
+    def models_first(original):
+        def idle(self):
+            asked = self._book.reservations.asked.values()
+            yield from (holding for holding in asked if not holding.in_use)
+            for holding in self._book.reservations.evictable.values():
+                if not (holding.asked or holding.in_use or holding.pinned):
+                    yield holding
+            yield from (h for h in self._book.reservations.reclaimable.values() if not h.asked)
+
+        return idle
+
+    patch(Plans, "_caches", change)
+    patch(Plans, "_idle", models_first)
+
+
+def one_in_use_goes_as_if_it_were_idle(patch: Patch) -> None:
+    def change(original):
+        def idle(self):
+            yield from original(self)
+            for holding in self._book.reservations.evictable.values():
+                if not (holding.asked or holding.pinned) and holding.in_use:
+                    yield holding
+
+        return idle
+
+    patch(Plans, "_idle", change)
+
+
+def a_pinned_model_is_asked(patch: Patch) -> None:
+    def change(original):
+        def idle(self):
+            yield from original(self)
+            for holding in self._book.reservations.evictable.values():
+                if holding.pinned and not (holding.asked or holding.in_use):
+                    yield holding
+
+        return idle
+
+    patch(Plans, "_idle", change)
+
+
+def the_most_recently_used_model_is_asked_first(patch: Patch) -> None:
+    def change(original):
+        def used(self, holding):
+            original(self, holding)
+            if holding.evictable:
+                self.evictable = {holding.ticket_id: holding} | self.evictable
+
+        return used
+
+    patch(Reservations, "used", change)
+
+
+def a_model_that_was_used_keeps_its_place(patch: Patch) -> None:
+    patch(Reservations, "used", lambda _original: lambda self, holding: None)
+
+
+def models_take_turns_without_end(patch: Patch) -> None:
+    patch(Switches, "allowed_at", lambda _original: lambda self: 0.0)
+
+
+def models_in_use_do_not_have_their_turn(patch: Patch) -> None:
+    def change(original):
+        def drain(self, *arguments):
+            self._turn_seconds = 0.0
+            return original(self, *arguments)
+
+        return drain
+
+    patch(Pressure, "_drain", change)
+
+
+def models_in_use_never_yield(patch: Patch) -> None:
+    patch(Pressure, "_drain", lambda _original: lambda self, waiter, *_: self._waits(waiter))
+
+
+def models_that_stall_each_other_wait_for_their_turn(patch: Patch) -> None:
+    patch(Pressure, "_is_stalled", lambda _original: lambda self, model, waiter: False)
+
+
+def every_model_in_use_counts_as_stalled(patch: Patch) -> None:
+    patch(Pressure, "_is_stalled", lambda _original: lambda self, model, waiter: True)
+
+
+def another_is_asked_while_one_drains(patch: Patch) -> None:
+    patch(Plan, "drains", lambda _original: property(lambda self: False))
+
+
+def nobody_looks_again_when_time_has_passed(patch: Patch) -> None:
+    def change(original):
+        def look(self):
+            original(self)
+
+        return look
+
+    patch(Pressure, "look", change)
+
+
+def what_models_share_does_not_shrink(patch: Patch) -> None:
+    patch(Shares, "shrink", lambda _original: lambda self, shared, gone: 0)
+
+
+def what_others_share_is_held_against_all(patch: Patch) -> None:
+    patch(Shares, "floor", lambda _original: lambda self, shared, stays, holding: shared.size)
+
+
+def one_that_is_pinned_refuses_nobody(patch: Patch) -> None:
+    patch(Admission, "doubt", lambda _original: lambda self: None)
+
+
+def one_that_is_pinned_is_asked_all_the_same(patch: Patch) -> None:
+    patch(Reservations, "release", lambda _original: lambda self, holding: None)
+
+
 MUTANTS = [
     the_ceiling_counts_the_own_group_only,
     an_ended_ticket_leaves_its_bytes_in_the_sum,
@@ -230,6 +359,21 @@ MUTANTS = [
     the_most_recently_used_is_asked_first,
     those_who_yield_too_little_are_asked_all_the_same,
     others_are_not_reckoned_with,
+    a_model_goes_for_work_that_waits_for_other_work,
+    models_go_before_caches,
+    one_in_use_goes_as_if_it_were_idle,
+    a_pinned_model_is_asked,
+    a_model_that_was_used_keeps_its_place,
+    models_take_turns_without_end,
+    models_in_use_do_not_have_their_turn,
+    models_in_use_never_yield,
+    models_that_stall_each_other_wait_for_their_turn,
+    every_model_in_use_counts_as_stalled,
+    nobody_looks_again_when_time_has_passed,
+    what_models_share_does_not_shrink,
+    what_others_share_is_held_against_all,
+    one_that_is_pinned_refuses_nobody,
+    one_that_is_pinned_is_asked_all_the_same,
     an_event_skips_a_number,
     one_that_waits_for_a_write_has_no_answer,
 ]
@@ -251,6 +395,61 @@ QUICK = settings(
 
 def test_the_ledger_itself_passes():
     run_state_machine_as_test(LedgerMachine, settings=QUICK)
+
+
+def a_model_has_no_turn_of_its_own(patch: Patch) -> None:
+    def change(_original):
+        return lambda self, holding, now: None
+
+    patch(Admission, "place_of", change)
+
+
+def what_is_due_counts_for_nothing(patch: Patch) -> None:
+    patch(Shares, "due", lambda _original: property(lambda self: iter(())))
+
+
+def the_workspace_shrinks_for_each_plan_anew(patch: Patch) -> None:
+    def change(original):
+        def take(self, waiter, plan):
+            original(self, waiter, plan)
+            self._shrunk.clear()
+
+        return take
+
+    patch(Plans, "take", change)
+
+
+#: Where the machine seldom comes, and the tests that come there.
+RARE = [
+    (
+        the_most_recently_used_model_is_asked_first,
+        eviction.TestIdleModels.test_a_load_asks_the_least_recently_used_and_no_more_than_are_needed,
+    ),
+    (
+        another_is_asked_while_one_drains,
+        eviction.TestBusyModels.test_while_one_drains_no_other_is_asked_for_the_same,
+    ),
+    (
+        a_model_has_no_turn_of_its_own,
+        eviction.TestBusyModels.test_work_on_a_model_that_waited_stands_where_that_stood,
+    ),
+    (
+        what_is_due_counts_for_nothing,
+        eviction.TestShares.test_what_the_workspace_shrinks_by_counts,
+    ),
+    (
+        the_workspace_shrinks_for_each_plan_anew,
+        eviction.TestShares.test_the_second_plan_does_not_count_it_again,
+    ),
+]
+
+
+@pytest.mark.parametrize(("mutant", "test"), RARE, ids=lambda each: each.__name__)
+def test_the_test_finds(mutant, test, patch):
+    test(None, Driver)
+    mutant(patch)
+    with pytest.raises(AssertionError):
+        test(None, Driver)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)

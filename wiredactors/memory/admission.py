@@ -71,21 +71,22 @@ class Admission:
         """How long one may wait before its room is kept."""
         return self._configuration.overtake_seconds
 
-    def place_of(self, holding: Holding, now: float) -> float:
-        """Since when a newcomer counts as waiting, which is its place in the order.
+    def place_of(self, holding: Holding, now: float) -> float | None:
+        """The place of a newcomer that stands where another stood: since when that waited.
 
         In the turn of a model that had to wait, work on it stands where that stood. Else it would
         stand behind all who came meanwhile, and models would make each other go with nothing done.
         """
-        since = now
+        place: float | None = None
         if holding.active and self._book.reservations.evictable:
             for ticket_id in holding.requires:
                 model = self._book.reservations.evictable.get(ticket_id)
                 if model is None or model.waited_since is None:
                     continue
                 if now < turn_ends_at(model.since, self._configuration.turn_seconds):
-                    since = min(since, model.waited_since)
-        return since
+                    waited_since = model.waited_since
+                    place = waited_since if place is None else min(place, waited_since)
+        return place
 
     def remove(self, waiter: Waiter) -> None:
         (self.growers if waiter.grows else self.queue).remove(waiter)

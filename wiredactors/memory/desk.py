@@ -74,8 +74,10 @@ class Desk:
         except WiredMemoryError as error:
             self._refuse_admission(reply, ticket.id, ticket.size, error)
             return
-        holding.since = self._admission.place_of(holding, self._journal.now)
-        self._wait(Waiter(holding, reply, wants=holding.size, since=holding.since))
+        place = self._admission.place_of(holding, self._journal.now)
+        if place is not None:
+            holding.since = place
+        self._wait(Waiter(holding, reply, wants=holding.size, since=holding.since, place=place))
 
     def _start_again(self, command: m.Start) -> None:
         holding = self._book.holdings.get(command.ticket_id)
@@ -116,12 +118,8 @@ class Desk:
             self._fail_waiter(waiter, QueueFull(len(self._queue.by_id) - 1, bound))
             self.admit()  # it may have kept room free
         else:
-            since = waiter.since
-            self._journal.emit_ticket(
-                EventKind.ADMISSION_WAIT,
-                waiter.holding,
-                more={"since": since} if since < self._journal.now else {},
-            )
+            more = {} if waiter.place is None else {"since": waiter.place}
+            self._journal.emit_ticket(EventKind.ADMISSION_WAIT, waiter.holding, more=more)
 
     def _let_in(self, holding: Holding) -> None:
         self._journal.emit_ticket(EventKind.ADMISSION_GRANTED, holding)

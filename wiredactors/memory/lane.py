@@ -1,8 +1,8 @@
 """Lanes: those that wait for the same bytes in the same way, one after the other.
 
-A lane holds the waiters of one group and one priority, so its order is that of arrival and never
-changes. It finds the first that fits into a room without looking at each: a tree over its slots
-keeps the least size below each node. And it counts how often each was passed without touching
+A lane holds the waiters of one group, one priority and one place, so its order is that of arrival
+and never changes. It finds the first that fits into a room without looking at each: a tree over its
+slots keeps the least size below each node. And it counts how often each was passed without touching
 each: a pass is noted at the last one that it passed, and counts for all before that one as well.
 """
 
@@ -32,6 +32,7 @@ class Waiter:
     Attributes:
         lane, slot: where it stands.
         said_to_need: the bytes of reservations that must go for it, as an event last said.
+        place: of one that stands where another stood, since when that waited; see `Admission`.
     """
 
     holding: Holding
@@ -43,6 +44,7 @@ class Waiter:
     lane: Lane | None = None
     slot: int = -1
     said_to_need: int = 0
+    place: float | None = None
 
     @property
     def ticket_id(self) -> str:
