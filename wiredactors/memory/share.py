@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 
 from wiredactors.memory.units import checked_size
 
-if TYPE_CHECKING:
-    from wiredactors.memory.tickets import WiredMemoryTicket
+
+class SharedTicket(Protocol):
+    """The ticket of a shared reservation, a `WiredMemoryTicket`."""
+
+    id: str
 
 
 def _size(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
@@ -33,7 +36,7 @@ class Share:
         TypeError, ValueError: `size` or `margin` is no size.
     """
 
-    ticket: WiredMemoryTicket
+    ticket: SharedTicket
     size: int = attrs.field(validator=_size)
     margin: int = attrs.field(default=0, validator=_size)
 
