@@ -287,8 +287,10 @@ async def test_a_file_that_was_broken_is_read_again_after_the_back_off(
     whole = weights.read_bytes()
     async with opened(wide) as house:
         before = await house.active_bytes()
-        weights.write_bytes(whole[: len(whole) - KIB])
         model = house.runtime.add(path, margin=0)
+        assert await ask(model) == alone(wide)
+        await house.runtime.unload(model.name)
+        weights.write_bytes(whole[: len(whole) - KIB])
         jobs = [model.start_generation(PROMPT, TOKENS) for _ in range(2)]
         for job in jobs:
             with pytest.raises(ModelLoadError, match="truncated"):
