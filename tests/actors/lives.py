@@ -47,6 +47,7 @@ class House:
     ):
         self.engine = ModelledEngine({"m": MODEL, "other": MODEL, **models})
         self.backend = RecordingBackend() if backend is None else backend
+        self._limit_before = self.backend.limit
         self.drain_seconds = drain_seconds
         self.configuration = wa.WiredMemoryConfiguration(
             admission_ceiling=ceiling, **configuration or {}
@@ -71,7 +72,8 @@ class House:
                     yield self.runtime
             finally:
                 assert self._at_the_end == (set(), 0)
-                assert (self.backend.limit, self.engine.held_bytes) == (0, 0)
+                assert self.backend.limit == self._limit_before
+                assert self.engine.held_bytes == 0
                 assert dict(self.runtime.models) == {}
                 self.read()
                 self._check_memory()

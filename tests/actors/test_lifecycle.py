@@ -28,6 +28,7 @@ from tests.actors.lives import (
     refused,
 )
 from tests.actors.modelled import BASE, PROMPT, ROW
+from wiredactors.testing import RecordingBackend
 
 pytestmark = pytest.mark.usefixtures("bounded")
 
@@ -313,14 +314,15 @@ CLOSED: dict[str, tuple[float, list[str]]] = {
 async def test_a_runtime_that_is_left_in_any_state_and_way_leaves_nothing(
     state: str, way: str, autojump_clock: MockClock
 ) -> None:
-    house = House(drain_seconds=0 if way == "its end" else 100)
+    backend = RecordingBackend(limit=5 * M)
+    house = House(drain_seconds=0 if way == "its end" else 100, backend=backend)
     at, told = CLOSED[state]
     jobs: list[wa.Job] = []
     scope = trio.CancelScope()
 
     async def serve() -> None:
         async with house.opened():
-            model, _ = await bring(house, nursery, state)
+            model, _ = await bring(house, nursery, state, room=ALL - 5 * M)
             if state != "absent":
                 jobs.append(model.start_generation(PROMPT, 2))
                 await wait_all_tasks_blocked()
@@ -340,6 +342,7 @@ async def test_a_runtime_that_is_left_in_any_state_and_way_leaves_nothing(
         assert house.now == at
         nursery.cancel_scope.cancel()
     assert house.life() == told
+    assert (max(backend.writes, default=0) > WEIGHTS) is (state in ("queued", "ready", "draining"))
     for job in jobs:
         assert job.result is not None
         assert job.result.finish_reason == "cancelled"

@@ -503,35 +503,56 @@ async def test_what_is_wrong_with_a_request_ends_it_alone_when_the_model_is_ther
 
 
 class Machine(RecordingBackend):
-    """A machine of 300 MiB. What does not come back of a model is the driver's from then on."""
+    """A machine of 300 MiB. What does not come back of a model is kept by this process, or by the
+    driver.
+    """
 
     engine: ModelledEngine
+    kept_here: bool
 
     def memory_reading(self) -> wa.MemoryReading:
         taken, left = self.engine.held_bytes, self.engine.leftover_bytes
-        return wa.MemoryReading(300 * M, 300 * M - taken, taken - left)
+        here = taken if self.kept_here else taken - left
+        return wa.MemoryReading(300 * M, max(0, 300 * M - taken), here)
 
 
+@pytest.mark.parametrize(
+    "kept_here",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.xfail(
+                reason="the weights that leave, and those that wait, claim what is left behind in"
+                " this process, so that it does not count"
+            ),
+        ),
+    ],
+)
 async def test_memory_is_measured_again_after_an_unload_and_before_the_next_admission(
-    autojump_clock: MockClock,
+    kept_here: bool, autojump_clock: MockClock
 ) -> None:
-    """A machine of 300 MiB of which tickets may have 290: what does not come back counts."""
+    """Tickets may have 290 MiB of it, and the next model wants 210; half of the last is left."""
     machine = Machine()
-    leaking = attrs.evolve(MODEL, leftover_bytes=150 * M, unload_seconds=1.0)
-    big = attrs.evolve(MODEL, weight_bytes=200 * M)
+    leaking = attrs.evolve(MODEL, weight_bytes=200 * M, leftover_bytes=100 * M)
     house = House(
-        290 * M, backend=machine, configuration={"watch_seconds": 1000.0}, m=leaking, other=big
+        290 * M,
+        backend=machine,
+        configuration={"watch_seconds": 1000.0},
+        m=leaking,
+        other=attrs.evolve(MODEL, weight_bytes=200 * M),
     )
-    machine.engine = house.engine
+    machine.engine, machine.kept_here = house.engine, kept_here
     async with house.opened() as runtime, trio.open_nursery() as nursery:
         model, other = runtime.add("m"), runtime.add("other")
         await model.load()
         nursery.start_soon(other.load)
-        await trio.sleep(10)
-        # Its bytes are free by the tickets, and not on the machine.
-        assert (model.state, other.state) == ("absent", "queued")
-        assert house.tickets.get("weights/m") is None
+        await trio.sleep(UNLOAD + 2)
+        states = (str(model.state), str(other.state))
         house.engine.leftover_bytes = 0
+        assert "weights/m" not in house.tickets
+        # Its bytes are free by the tickets, and not on the machine.
+        assert states == ("absent", "queued")
         await trio.sleep(1000)
         assert other.state == "ready"
 
