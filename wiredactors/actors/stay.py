@@ -91,7 +91,12 @@ class Stay:
             self._reason = reason
             self._life.move(ModelEvent.LEAVE)
             self._life.tell(EventKind.MODEL_DRAINING, reason=reason)
+            self._residence.pin()  # it goes, so it is not pinned: else another would go instead
             self._leaving.set()
+
+    @property
+    def _leaves(self) -> bool:
+        return self._life.state in (ModelState.DRAINING, ModelState.UNLOADING)
 
     def reconsider(self) -> None:
         """`pinned()` and `keep_alive()` answer otherwise now."""
@@ -115,7 +120,7 @@ class Stay:
                     plan,
                     self._life,
                     priority=priority,
-                    pinned=pinned,
+                    pinned=lambda: pinned() and not self._leaves,
                     settle=host.settle,
                 ) as loaded:
                     await self._serve(loaded, plan)
