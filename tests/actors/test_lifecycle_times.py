@@ -86,6 +86,42 @@ async def test_a_busy_model_ends_what_runs_and_postpones_what_waits_in_its_old_p
         ]
 
 
+@pytest.mark.parametrize("first", ["unload", "remove", "nobody"])
+async def test_a_job_without_memory_is_sent_back_whoever_else_has_told_its_model_to_go(
+    first: str, autojump_clock: MockClock
+) -> None:
+    """Its ticket is its caller's; if the model will not come again, it is told so."""
+    house = House(ceiling=BASE + ROW)
+    async with house.opened() as runtime, trio.open_nursery() as nursery:
+        model, other = runtime.add("m"), runtime.add("other")
+        await model.load()
+        house.begin()
+        running = model.start_generation(PROMPT, 60)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(other.load)
+        await wait_all_tasks_blocked()
+        ticket = wa.WiredSumPolicy().ticket(ROW)
+        waiting = model.start_generation(PROMPT, 2, wired_memory_ticket=ticket)
+        await wait_all_tasks_blocked()
+        if first != "nobody":
+            nursery.start_soon(getattr(runtime, first), "m")
+            await wait_all_tasks_blocked()
+        assert list(house.waiters) == ["weights/other", ticket.id]
+        await trio.sleep(30.5)
+        assert list(house.waiters) == ["weights/other"]
+        if first == "remove":
+            with pytest.raises(wa.ModelNotLoaded):
+                await waiting.wait()
+            assert house.now == 30.5
+        else:
+            assert (waiting.result, model.jobs) == (None, (running, waiting))
+            assert (await waiting.wait()).finish_reason == "length"
+            assert house.now == 61 + UNLOAD + LOAD + UNLOAD + LOAD + 3
+        assert (await running.wait()).generation_tokens == 60
+        async with ticket.wired_limit():
+            pass
+
+
 @pytest.mark.parametrize("ahead", [True, False])
 async def test_a_pinned_model_comes_where_there_is_room_for_it_and_nothing_else(
     ahead: bool, autojump_clock: MockClock
