@@ -357,6 +357,8 @@ class Host(RuleBasedStateMachine):
                 case WiredMemoryEvent():
                     self.before_event(effect)
                     self.replica.take(effect)
+                    if effect.kind == "reclaim_requested":
+                        self.twin.naive.ask(str(effect.ticket_id))
                 case m.WriteLimit(limit):
                     assert self.supported
                     assert self.configuration.wired_mode != "off"

@@ -41,9 +41,15 @@ class Ticket:
     reclaimable: bool = False
     evictable: bool = False
     in_use: bool = False
+    asked: bool = False  # which the rules are told: they do not decide it
     share: Share | None = None
     waited_since: float | None = None
     place: float | None = None
+
+    @property
+    def lane(self) -> tuple[object, int, float | None]:
+        """Those who wait in one line."""
+        return self.policy.id, self.priority, self.place
 
     @property
     def kept(self) -> bool:
@@ -290,11 +296,16 @@ class Naive:
                 ticket.in_use = in_use
         return self._serve(now)
 
+    def ask(self, ticket_id: str) -> None:
+        """The owner of a live one has been asked for it."""
+        _find(self._live, ticket_id).asked = True
+
     def pin(self, ticket_id: str, pinned: bool, now: float) -> list[Decision]:
         """A ticket comes to stay, or may go away again."""
         ticket = _find([*self._queue, *self._live], ticket_id)
         if not ticket.reclaimable:
             ticket.pinned = pinned
+            ticket.asked = ticket.asked and not pinned
         return self._serve(now)
 
     def resize(self, ticket_id: str, size: int, now: float) -> list[Decision]:
@@ -417,9 +428,24 @@ class Naive:
         for ticket in self._ordered():
             if ticket.policy.id in kept or _CEILING in kept:
                 barred.append(ticket)
-            elif self._blocked_by(ticket) is not None and self._is_over(ticket, now):
+            elif (
+                self._blocked_by(ticket) is not None
+                and self._is_over(ticket, now)
+                and not self._needs_busy_models(ticket)
+            ):
                 kept.append(self._competes_for(ticket))
         return barred
+
+    def _needs_busy_models(self, ticket: Ticket) -> bool:
+        """Whether models must go that are in use and have not been asked yet.
+
+        The first of a group and priority speaks for those behind it.
+        """
+        ticket = next(t for t in self._ordered() if t.lane == ticket.lane)
+        models = [t for t in self._live if t.evictable]
+        going = {t.id for t in models if t.asked and t.id not in ticket.requires}
+        going |= set(self.idle_models(ticket.id))
+        return bool(models) and not self.fits_after_work(ticket.id, going)
 
     def _is_passed(self, other: Ticket, by: Ticket, barred: list[Ticket]) -> bool:
         """Whether `by`, which is about to come in, counts as passing `other`.
@@ -430,8 +456,7 @@ class Naive:
         if other.policy.id == by.policy.id:
             return True
         for first in self._ordered():
-            same_group = first.policy.id == other.policy.id
-            if same_group and (first.priority, first.place) == (other.priority, other.place):
+            if first.lane == other.lane:
                 return first not in barred and self._blocked_by(first) == _CEILING
         raise AssertionError("it waits itself")
 

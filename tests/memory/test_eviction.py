@@ -506,6 +506,20 @@ class TestBusyModels:
         assert later.answered
         assert d.asked == ["a", "b"], "its turn is over, and c the first"
 
+    def test_meanwhile_work_of_others_takes_the_room_that_is_free(self, driver):
+        d = driver(ceiling=100, overtake_seconds=5.0)
+        model(d, "a", 60, idle=False)
+        d.start("work", 10, requires=("a",))
+        load = model(d, "load", 50, idle=False)
+        d.advance(20)
+        assert d.start("more work", 10, requires=("a",)).answered
+        d.advance(20)
+        assert d.asked == ["a"]
+        assert not d.start("late work", 10, requires=("a",)).answered, "now it would be in the way"
+        for job in ("work", "more work", "late work", "a"):
+            d.end(job)
+        assert load.answered
+
     def test_without_turn_seconds_a_second_is_left_to_it(self, driver):
         d = driver(ceiling=100, turn_seconds=0.0)
         model(d, "a", 60)

@@ -363,14 +363,11 @@ MUTANTS = [
     models_go_before_caches,
     one_in_use_goes_as_if_it_were_idle,
     a_pinned_model_is_asked,
-    a_model_that_was_used_keeps_its_place,
     models_take_turns_without_end,
     models_in_use_do_not_have_their_turn,
     models_in_use_never_yield,
-    models_that_stall_each_other_wait_for_their_turn,
     every_model_in_use_counts_as_stalled,
     nobody_looks_again_when_time_has_passed,
-    what_models_share_does_not_shrink,
     what_others_share_is_held_against_all,
     one_that_is_pinned_refuses_nobody,
     one_that_is_pinned_is_asked_all_the_same,
@@ -404,6 +401,10 @@ def a_model_has_no_turn_of_its_own(patch: Patch) -> None:
     patch(Admission, "place_of", change)
 
 
+def room_is_kept_for_what_needs_models_in_use(patch: Patch) -> None:
+    patch(Admission, "_needs_busy_models", lambda _original: lambda self, waiter: False)
+
+
 def what_is_due_counts_for_nothing(patch: Patch) -> None:
     patch(Shares, "due", lambda _original: property(lambda self: iter(())))
 
@@ -421,6 +422,22 @@ def the_workspace_shrinks_for_each_plan_anew(patch: Patch) -> None:
 
 #: Where the machine seldom comes, and the tests that come there.
 RARE = [
+    (
+        a_model_that_was_used_keeps_its_place,
+        eviction.TestUse.test_both_put_it_last_of_those_that_yield,
+    ),
+    (
+        models_that_stall_each_other_wait_for_their_turn,
+        eviction.TestBusyModels.test_work_that_waits_behind_on_a_stalled_model_does_not_wedge,
+    ),
+    (
+        what_models_share_does_not_shrink,
+        eviction.TestShares.test_what_the_workspace_shrinks_by_counts,
+    ),
+    (
+        room_is_kept_for_what_needs_models_in_use,
+        eviction.TestBusyModels.test_meanwhile_work_of_others_takes_the_room_that_is_free,
+    ),
     (
         the_most_recently_used_model_is_asked_first,
         eviction.TestIdleModels.test_a_load_asks_the_least_recently_used_and_no_more_than_are_needed,

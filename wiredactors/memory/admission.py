@@ -4,7 +4,8 @@
   Growers pass each other: nobody new takes their place, so each has its turn as others end.
 - A waiting ticket that does not fit yet may be passed, until it was passed `overtake_count` times
   or waited `overtake_seconds`; from then on nobody takes what it competes for: its own group, or
-  the ceiling where that is what blocks it.
+  the ceiling where that is what blocks it. Unless it needs models to go that are in use, and have
+  not been asked yet: the work of these takes nothing from it meanwhile.
 - If every active ticket waits to grow, none would ever end: the last to ask is refused, unless
   reclaimable reservations can make room for one of them.
 - One that has become impossible (beside a new pinned ticket, over a baseline that was learned
@@ -219,11 +220,14 @@ class Admission:
                 barriers.keep(kept, _ALWAYS, lane.head)
         heads = [lane.head for lane in self.queue.lanes if self._passed_enough(lane, now)]
         for head in sorted(heads, key=lambda head: head.key):
-            if head.key < barriers.of(head.holding.group):
+            if head.key < barriers.of(head.holding.group) and not self._needs_busy_models(head):
                 what = self._competes_for(head)
                 if what is not None:
                     barriers.keep(what, head.key, head)
         return barriers
+
+    def _needs_busy_models(self, waiter: Waiter) -> bool:
+        return Plans(self._book).needs_busy_models(waiter)
 
     def _passed_enough(self, lane: Lane, now: float) -> bool:
         return (

@@ -73,6 +73,13 @@ class Plans:
         """Whether it would not fit though all active work and all caches had gone."""
         return self._find(waiter, iter(()), after_work=True) is None
 
+    def needs_busy_models(self, waiter: Waiter) -> bool:
+        """Whether it would not fit though all active work, all that was asked, and all idle models
+        had gone."""
+        if not self._book.reservations.evictable:
+            return False
+        return self.after_work(waiter, lambda model: False) is None
+
     def take(self, waiter: Waiter, plan: Plan) -> None:
         """What goes by this plan later ones cannot count on."""
         self._now.take(waiter, plan)
