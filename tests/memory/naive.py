@@ -415,7 +415,7 @@ class Naive:
                 self._queue.remove(ticket)
                 self._live.append(ticket)
                 ticket.in_use = ticket.evictable
-                if ticket.evictable and ticket.since < now:
+                if ticket.evictable:
                     ticket.waited_since = ticket.since
                 ticket.since = now
                 return [("admitted", ticket.id)]

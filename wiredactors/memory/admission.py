@@ -75,7 +75,7 @@ class Admission:
     def place_of(self, holding: Holding, now: float) -> float | None:
         """The place of a newcomer that stands where another stood: since when that waited.
 
-        In the turn of a model that had to wait, work on it stands where that stood. Else it would
+        In the turn of a model, work on it stands where that stood. Else it would
         stand behind all who came meanwhile, and models would make each other go with nothing done.
         """
         place: float | None = None

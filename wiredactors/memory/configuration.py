@@ -92,8 +92,7 @@ class WiredMemoryConfiguration:
             time one or more are asked to yield counts as one.
         turn_seconds: how long one must have waited, and a model that is in use have been there,
             before that is asked to finish for it, where it would never fit beside that. So long,
-            and for 1 second at least, work on a model that had to wait also goes before those who
-            came after the model.
+            and for 1 second at least, work on a model also goes before those who came after that.
         wired_mode: "policy" applies what the policies ask for, "off" never touches the limit,
             "fit" applies the baseline and exactly the bytes of all tickets.
         watch_seconds: how often the machine's free memory is read; what others take of it beyond

@@ -124,6 +124,8 @@ class Desk:
     def _let_in(self, holding: Holding) -> None:
         self._journal.emit_ticket(EventKind.ADMISSION_GRANTED, holding)
         self._book.add(holding)
+        if holding.evictable:
+            holding.waited_since = holding.since
         holding.since = holding.used_at = self._journal.now
         holding.in_use = holding.evictable
         self._journal.tickets_started += 1
@@ -262,8 +264,6 @@ class Desk:
             if waiter.grows:
                 self._change_size(waiter.holding, waiter.wants, waiter.reply)
             else:
-                if waiter.holding.evictable and waiter.since < self._journal.now:
-                    waiter.holding.waited_since = waiter.since
                 self._let_in(waiter.holding)
                 self._admission.doubt_beside(waiter.holding)
                 self._book.await_no_more(waiter.holding)

@@ -23,7 +23,7 @@ class Holding:
         used_at: when a reclaimable or evictable one was last used.
         asked: its owner has been asked to give it up, and has not yet.
         in_use: an evictable one is in use.
-        waited_since: of an evictable one that had to wait, from when on.
+        waited_since: of a live evictable one, since when it waited to come in.
     """
 
     ticket_id: str
