@@ -511,9 +511,9 @@ class TestBusyModels:
         model(d, "a", 60, idle=False)
         d.start("work", 10, requires=("a",))
         load = model(d, "load", 50, idle=False)
-        d.advance(20)
-        assert d.start("more work", 10, requires=("a",)).answered
-        d.advance(20)
+        d.advance(28.5)
+        assert d.start("more work", 10, requires=("a",)).answered, "a has had its turn"
+        d.advance(0.5)
         assert d.asked == ["a"]
         assert not d.start("late work", 10, requires=("a",)).answered, "now it would be in the way"
         for job in ("work", "more work", "late work", "a"):

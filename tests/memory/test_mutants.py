@@ -360,15 +360,12 @@ MUTANTS = [
     those_who_yield_too_little_are_asked_all_the_same,
     others_are_not_reckoned_with,
     a_model_goes_for_work_that_waits_for_other_work,
-    models_go_before_caches,
     one_in_use_goes_as_if_it_were_idle,
-    a_pinned_model_is_asked,
     models_take_turns_without_end,
     models_in_use_do_not_have_their_turn,
     models_in_use_never_yield,
     every_model_in_use_counts_as_stalled,
     nobody_looks_again_when_time_has_passed,
-    what_others_share_is_held_against_all,
     one_that_is_pinned_refuses_nobody,
     one_that_is_pinned_is_asked_all_the_same,
     an_event_skips_a_number,
@@ -422,6 +419,18 @@ def the_workspace_shrinks_for_each_plan_anew(patch: Patch) -> None:
 
 #: Where the machine seldom comes, and the tests that come there.
 RARE = [
+    (
+        models_go_before_caches,
+        eviction.TestIdleModels.test_caches_yield_before_models,
+    ),
+    (
+        a_pinned_model_is_asked,
+        eviction.TestIdleModels.test_those_that_it_stands_on_and_pinned_ones_are_not_asked,
+    ),
+    (
+        what_others_share_is_held_against_all,
+        eviction.TestNeverFits.test_nor_against_a_job_of_one,
+    ),
     (
         a_model_that_was_used_keeps_its_place,
         eviction.TestUse.test_both_put_it_last_of_those_that_yield,
