@@ -425,7 +425,7 @@ RARE = [
     ),
     (
         a_pinned_model_is_asked,
-        eviction.TestIdleModels.test_those_that_it_stands_on_and_pinned_ones_are_not_asked,
+        eviction.TestPinning.test_unpinned_it_yields_to_those_who_wait,
     ),
     (
         what_others_share_is_held_against_all,
