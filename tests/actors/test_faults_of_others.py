@@ -521,15 +521,14 @@ async def test_jobs_of_a_ready_model_go_on_until_another_may_make_it_go(
         await runtime.models["a"].load()
         await runtime.models["b"].load()
         await runtime.models["c"].load()  # a switch: a was idle
+        busy = [house.start(name, 120) for name in ("b", "c")]  # none is idle for a moment
         waiting = house.start("a")
-        jobs = [house.start("b", 1), house.start("c", 1)]
-        end = trio.current_time() + 42
+        end = trio.current_time() + 40
         while trio.current_time() < end:
-            for job in jobs:
-                assert await whole(job) == 0
-            jobs = [house.start("b", 1), house.start("c", 1)]
-        with trio.fail_after(100):
-            await whole(waiting)
+            assert await whole(house.start("b", 1)) == 0
+            assert await whole(house.start("c", 1)) == 0
+        for job in (*busy, waiting):
+            await whole(job)
 
 
 async def test_a_model_that_went_for_another_does_not_come_back_before_it(
