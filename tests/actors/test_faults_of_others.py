@@ -542,12 +542,12 @@ async def test_a_model_that_went_for_another_does_not_come_back_before_it(
         for tokens in (3, 5, 7):  # so that it is in use all the time
             nursery.start_soon(house.keep_busy, "a", tokens, 1)
             await trio.sleep(1)
-        work = house.start("c", 80)  # when a has gone, b still waits for that to end
+        work = house.start("c", 45)  # when a has gone, b still waits for that to end
         await trio.sleep(1)
         other = house.start("b")
         await until(lambda: house.loads("b") > 0)
         assert house.loads("a") == 1
-        assert house.evictions() == ["weights/a"]
+        assert house.evictions()[0] == "weights/a"  # then c, which is idle by now, for a
         nursery.cancel_scope.cancel()
     assert work.result is not None
     assert other.result is not None
@@ -588,8 +588,8 @@ async def test_models_that_take_longer_to_load_than_their_turn_serve_all_the_sam
                 nursery.start_soon(house.keep_busy, name)
         await trio.sleep(1000)
         nursery.cancel_scope.cancel()
-    house.audit.idle_stays.pop()  # the last one had no time
-    assert house.audit.idle_stays == []
+    in_vain = [stay for stay in house.audit.idle_stays if stay[2] == "pressure"]
+    assert in_vain == []
     assert min(len(house.audit.admitted[name]) for name in "ab") > 20
 
 
