@@ -97,6 +97,7 @@ class Day:
         self.calls: list[Call] = []
         self.asked: list[Asked] = []
         self.errors: dict[str, Exception] = {}
+        self.cancelled: set[str] = set()
         self.waits_of_callers: list[float] = []
         self.audit = Audit(
             ceiling=CEILING,
@@ -191,6 +192,7 @@ class Day:
 
     async def _cancel(self, job: wa.Job, after: float) -> None:
         await trio.sleep(after)
+        self.cancelled.add(job.id)
         job.cancel()
 
     async def _meddle(self, runtime: wa.Runtime, scope: trio.CancelScope) -> None:
@@ -325,6 +327,7 @@ async def test_a_day_of_2000_jobs_on_three_models_of_which_two_fit(
             case "length":
                 assert result.text == whole
             case "cancelled":
+                assert asked.job.id in day.cancelled
                 assert whole.startswith(result.text)
             case "error":
                 error = day.errors[asked.job.id]
