@@ -17,11 +17,12 @@ SUM = WiredSumPolicy()
 OTHER = WiredBudgetPolicy(base_bytes=0, id="other")
 
 
-def model(d, ticket_id, size, *, idle=True, policy=SUM, **more):
-    """A model's weights; a second passes, so that each is used later than the one before."""
+def model(d, ticket_id, size, *, idle=True, loaded=True, policy=SUM, **more):
+    """A model's weights, which serves if it came in; a second passes, so that each is used later
+    than the one before."""
     reply = d.reserve(ticket_id, size, policy, evictable=True, **more)
-    if idle:
-        d.use(ticket_id, in_use=False)
+    if loaded:
+        d.use(ticket_id, in_use=not idle)
     d.advance(1)
     return reply
 
@@ -204,16 +205,21 @@ class TwoAtATime(WiredMemoryPolicy):
 class TestUse:
     def test_it_is_in_use_from_its_start_and_says_so_when_that_changes(self, driver):
         d = driver(ceiling=100)
-        model(d, "a", 30, idle=False)
+        model(d, "a", 30, loaded=False)
         assert ticket(d, "a").in_use
         assert ticket(d, "a").used_at == 0.0
         d.take_events()
+        d.use("a", in_use=True)
+        assert [(e.kind, e.details) for e in d.events] == [("ticket_used", {"in_use": True})]
+        assert ticket(d, "a").used_at == 1.0, "it serves"
+        d.take_events()
+        d.advance(1)
         d.use("a", in_use=True)
         assert d.events == [], "nothing new"
         d.use("a", in_use=False)
         assert [(e.kind, e.details) for e in d.events] == [("ticket_used", {"in_use": False})]
         assert not ticket(d, "a").in_use
-        assert ticket(d, "a").used_at == 1.0
+        assert ticket(d, "a").used_at == 2.0
 
     def test_both_put_it_last_of_those_that_yield(self, driver):
         d = driver(ceiling=100)
@@ -272,25 +278,32 @@ def ticket(d, ticket_id):
 
 
 class TestTheRate:
-    def test_so_many_switches_in_any_minute_and_the_next_when_the_oldest_is_past(self, driver):
-        d = driver(ceiling=100, switches_per_minute=2)
-        for name in ("a", "b", "c"):
-            model(d, name, 33)
-        d.now = 10.0
-        loads = []
-        for n in (1, 2, 3):
-            d.now += 1
-            loads.append(d.reserve(f"load{n}", 33, SUM, evictable=True))
-            for asked in d.asked:
-                d.end(asked)
-            d.asked.clear()
-        assert [load.answered for load in loads] == [True, True, False]
-        assert d.ledger.deadline == 71.0
-        d.advance(57.9)
-        assert d.asked == []
+    def test_they_keep_even_distances(self, driver):
+        d = driver(ceiling=60, switches_per_minute=2)
+        model(d, "a", 30)
+        model(d, "b", 30)
+        d.now = 11.0
+        d.reserve("first", 30, SUM, evictable=True)
+        d.end("a")
+        d.advance(5)
+        d.reserve("second", 30, SUM, evictable=True)
+        assert d.ledger.deadline == 41.0
+        d.advance(24.9)
+        assert d.asked == ["a"]
         d.advance(0.1)
-        assert d.now == pytest.approx(71.0)
-        assert d.asked == ["c"]
+        assert d.asked == ["a", "b"]
+
+    def test_two_in_one_turn_are_two(self, driver):
+        d = driver(ceiling=60)
+        model(d, "a", 30)
+        model(d, "b", 30, policy=OTHER)
+        d.together(
+            lambda: d.reserve("first", 30, SUM, evictable=True),
+            lambda: d.reserve("second", 30, OTHER, evictable=True),
+        )
+        assert d.asked == ["a"]
+        d.advance(1)
+        assert d.asked == ["a", "b"]
 
     def test_caches_are_not_counted(self, driver):
         d = driver(ceiling=100, switches_per_minute=1)
@@ -302,10 +315,11 @@ class TestTheRate:
         assert d.asked == ["a", "b"]
 
     def test_several_models_for_one_are_one_switch(self, driver):
-        d = driver(ceiling=90, switches_per_minute=2)
+        d = driver(ceiling=90)
         for name in ("a", "b", "c"):
             model(d, name, 30)
         load = model(d, "load", 60, idle=False)
+        assert d.asked == ["a", "b"], "and a second has passed"
         d.end("a")
         d.end("b")
         assert load.answered
@@ -345,8 +359,10 @@ class TestTheRate:
         model(d, "b", 30)
         model(d, "first", 30, idle=False)
         d.end("a")
-        d.configure(60, switches_per_minute=2, turn_seconds=5.0)
-        model(d, "second", 30, idle=False)
+        d.configure(60, switches_per_minute=20, turn_seconds=5.0)
+        d.reserve("second", 30, SUM, evictable=True)
+        assert d.ledger.deadline == 5.0, "3 s after the last"
+        d.advance(2)
         assert d.asked == ["a", "b"]
 
 
@@ -477,8 +493,17 @@ class TestBusyModels:
         d.end("a")
         assert d.running == ["b"], "at 53 s"
         why = explain(d, "c")
-        assert (why.limited_by, why.limited_until) == ("turn_seconds", 83.0)
-        assert "b is in use: it is asked to finish once it has had 30 s" in why.reason
+        assert (why.limited_by, why.limited_until) == ("turn_seconds", None)
+        assert why.would_yield == ("b",)
+        sentence = "b is in use: it is asked to finish once it has served 30 s (turn_seconds)"
+        assert f"{sentence};" in why.reason
+        assert d.ledger.deadline is None
+        d.advance(100)
+        assert d.asked == ["a"], "it is being loaded yet"
+        d.use("b", in_use=True)
+        why = explain(d, "c")
+        assert (why.limited_by, why.limited_until) == ("turn_seconds", 183.0)
+        assert f"{sentence}, at 183.0 s" in why.reason
         d.advance(29)
         assert d.asked == ["a"]
         d.advance(1)
@@ -493,6 +518,7 @@ class TestBusyModels:
         d.end("a")
         assert d.running == ["b"]
         assert d.start("work of b", 40, requires=("b",)).answered, "c keeps no room before it"
+        d.use("b", in_use=True)
         later = d.start("more work of b", 20, requires=("b",))
         assert d.waiting == ["more work of b", "c"]
         assert explain(d, "more work of b").since == 1.0
@@ -526,8 +552,12 @@ class TestBusyModels:
         model(d, "b", 60, idle=False)
         d.reserve("c", 60, SUM, evictable=True)
         d.end("a")
+        d.advance(10)
+        d.use("b", in_use=True)
         assert d.asked == ["a"]
-        d.advance(1)
+        d.advance(0.9)
+        assert d.asked == ["a"]
+        d.advance(0.1)
         assert d.asked == ["a", "b"]
 
     def test_it_is_a_switch_like_any_other(self, driver):
@@ -633,8 +663,7 @@ class World:
         self.sharers[name] = share, margin
         self.fit()
         self.d.resize(name, weights)
-        if idle:
-            self.d.use(name, in_use=False)
+        self.d.use(name, in_use=not idle)
         self.d.advance(1)
 
     def ask(self, name, size, share, margin=0, **more):
@@ -685,6 +714,7 @@ class TestShares:
         assert d.asked == ["a"], "30 of it: enough with the 20 that are free"
         world.go("a")
         d.asked.clear()
+        d.advance(1)
         world.ask("second", 41, 10)
         assert d.asked == ["b"]
 
@@ -805,20 +835,20 @@ class TestExplain:
         assert (why.limited_by, why.limited_until) == ("switches_per_minute", 71.2)
         assert why.would_yield == ("weights/b",)
         assert (
-            "weights/b could yield, but at most 1 model a minute is switched "
+            "weights/b could yield, but models are switched at most once a minute "
             "(switches_per_minute): next at 71.2 s" in why.reason
         )
 
     def test_the_rate_of_several(self, driver):
-        d = driver(ceiling=90, switches_per_minute=2)
-        for name in ("a", "b", "c"):
-            model(d, name, 30)
-        for name in ("first", "second"):
-            model(d, name, 30, idle=False)
-            d.end(d.asked[-1])
-        model(d, "third", 30, idle=False)
-        assert "c could yield, but at most 2 models a minute are switched" in (
-            explain(d, "third").reason
+        d = driver(ceiling=60, switches_per_minute=10)
+        model(d, "a", 30)
+        model(d, "b", 30)
+        model(d, "first", 30, idle=False)
+        d.end("a")
+        model(d, "second", 30, idle=False)
+        assert (
+            "b could yield, but models are switched at most 10 times a minute "
+            "(switches_per_minute): next at 8.0 s" in explain(d, "second").reason
         )
 
     def test_the_turn(self, driver):
@@ -931,7 +961,7 @@ class TestTickets:
 
     def test_the_parameters_have_their_ranges(self):
         configuration = wa.WiredMemoryConfiguration()
-        assert (configuration.switches_per_minute, configuration.turn_seconds) == (10, 30.0)
+        assert (configuration.switches_per_minute, configuration.turn_seconds) == (60, 30.0)
         for wrong in ({"switches_per_minute": 0}, {"turn_seconds": -1.0}):
             with pytest.raises(ValueError, match=next(iter(wrong))):
                 wa.WiredMemoryConfiguration(**wrong)

@@ -5,7 +5,9 @@
 - A waiting ticket that does not fit yet may be passed, until it was passed `overtake_count` times
   or waited `overtake_seconds`; from then on nobody takes what it competes for: its own group, or
   the ceiling where that is what blocks it. Unless it needs models to go that are in use, and have
-  not been asked yet: the work of these takes nothing from it meanwhile.
+  not been asked yet: the work of these takes nothing from it meanwhile. Or unless its own model has
+  been asked to yield, and it goes with that.
+- A model that went for others who wait has no more than their priority when it wants in again.
 - If every active ticket waits to grow, none would ever end: the last to ask is refused, unless
   reclaimable reservations can make room for one of them.
 - One that has become impossible (beside a new pinned ticket, over a baseline that was learned
@@ -84,10 +86,31 @@ class Admission:
                 model = self._book.reservations.evictable.get(ticket_id)
                 if model is None or model.waited_since is None:
                     continue
-                if now < turn_ends_at(model.since, self._configuration.turn_seconds):
+                if now < turn_ends_at(model, self._configuration.turn_seconds):
                     waited_since = model.waited_since
                     place = waited_since if place is None else min(place, waited_since)
         return place
+
+    def priority_of(self, holding: Holding) -> int:
+        """The priority of a newcomer: of a model that went for others, no more than theirs.
+
+        Else it could come back before them, and would have gone for nothing.
+        """
+        if not holding.evictable:
+            return holding.priority
+        waiting = [*self.queue.by_id.values(), *self.growers.by_id.values()]
+        others = [w.holding.priority for w in waiting if holding.ticket_id in w.made_go]
+        return min([holding.priority, *others])
+
+    def goes_with_its_model(self, waiter: Waiter) -> bool:
+        """The model that it would start on has been asked to yield: its turn comes with that again.
+
+        What runs on one and wants to grow ends before that goes, and must have its room.
+        """
+        asked = self._book.reservations.asked
+        if waiter.grows or not asked:
+            return False
+        return any(id in asked and asked[id].evictable for id in waiter.holding.requires)
 
     def remove(self, waiter: Waiter) -> None:
         (self.growers if waiter.grows else self.queue).remove(waiter)
@@ -220,7 +243,9 @@ class Admission:
                 barriers.keep(kept, _ALWAYS, lane.head)
         heads = [lane.head for lane in self.queue.lanes if self._passed_enough(lane, now)]
         for head in sorted(heads, key=lambda head: head.key):
-            if head.key < barriers.of(head.holding.group) and not self._needs_busy_models(head):
+            if head.key < barriers.of(head.holding.group) and not (
+                self.goes_with_its_model(head) or self._needs_busy_models(head)
+            ):
                 what = self._competes_for(head)
                 if what is not None:
                     barriers.keep(what, head.key, head)

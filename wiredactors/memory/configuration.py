@@ -88,11 +88,12 @@ class WiredMemoryConfiguration:
         overtake_count: how often a waiting ticket may be passed by later ones that fit.
         overtake_seconds: and how long it may wait, before its room is kept free for it.
         aging_seconds: each such time waited raises a ticket's priority by one.
-        switches_per_minute: how often, in any 60 seconds, those who wait may make models go: each
-            time one or more are asked to yield counts as one.
-        turn_seconds: how long one must have waited, and a model that is in use have been there,
-            before that is asked to finish for it, where it would never fit beside that. So long,
-            and for 1 second at least, work on a model also goes before those who came after that.
+        switches_per_minute: how often those who wait may make models go, at even distances: with
+            60, one second after the last time at the earliest. Models that are asked together
+            count as one.
+        turn_seconds: how long one must have waited, and a model that is in use have served, before
+            that is asked to finish for it, where it would never fit beside that. So long, and for
+            1 second at least, work on a model also goes before those who came after that.
         wired_mode: "policy" applies what the policies ask for, "off" never touches the limit,
             "fit" applies the baseline and exactly the bytes of all tickets.
         watch_seconds: how often the machine's free memory is read; what others take of it beyond
@@ -111,7 +112,7 @@ class WiredMemoryConfiguration:
     overtake_count: int = attrs.field(default=100, validator=_count)
     overtake_seconds: float = attrs.field(default=30.0, validator=_seconds)
     aging_seconds: float = attrs.field(default=60.0, validator=_aging)
-    switches_per_minute: int = attrs.field(default=10, validator=_positive_count)
+    switches_per_minute: int = attrs.field(default=60, validator=_positive_count)
     turn_seconds: float = attrs.field(default=30.0, validator=_seconds)
     wired_mode: WiredMode = attrs.field(default="policy", validator=_mode)
     watch_seconds: float = attrs.field(default=5.0, validator=_seconds)

@@ -65,6 +65,7 @@ class Desk:
             return
         try:
             holding = self._holding_for(ticket, self._book.group_for(ticket.policy), reply)
+            holding.priority = self._admission.priority_of(holding)
             if not self._settlement.captured:
                 self._settlement.capture()
             if self._admission.idle and self._book.fits(holding.group, holding.size):
@@ -295,10 +296,13 @@ class Desk:
             return
         details = {}
         if holding.evictable:
-            if holding.in_use is command.in_use:  # nothing new: work that follows other work
+            serves = holding.served_since is not None
+            if serves and holding.in_use is command.in_use:  # work that follows other work
                 return
             if command.in_use is not None:
                 holding.in_use = command.in_use
+                if not serves:
+                    holding.served_since = self._journal.now
             details = {"in_use": holding.in_use}
         holding.used_at = self._journal.now
         self._book.reservations.used(holding)

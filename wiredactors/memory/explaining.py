@@ -271,19 +271,19 @@ def _models_to_yield(outlook: Outlook) -> Iterator[str]:
     names, several = ", ".join(outlook.would_yield), len(outlook.would_yield) > 1
     match outlook.limited_by:
         case "switches_per_minute":
-            one = outlook.limit == 1
-            models = "1 model a minute is" if one else f"{outlook.limit:g} models a minute are"
+            times = "once" if outlook.limit == 1 else f"{outlook.limit:g} times"
             yield (
-                f"{names} could yield, but at most {models} switched (switches_per_minute): "
-                f"next at {outlook.limited_until:.1f} s"
+                f"{names} could yield, but models are switched at most {times} a minute "
+                f"(switches_per_minute): next at {outlook.limited_until:.1f} s"
             )
         case "turn_seconds":
             own = outlook.waiter.since + outlook.limit == outlook.limited_until
-            turn = "this has waited" if own else "it has had"
+            has_had = "they have served" if several else "it has served"
+            at = "" if outlook.limited_until is None else f", at {outlook.limited_until:.1f} s"
             yield (
                 f"{names} {'are' if several else 'is'} in use: "
-                f"{'they are' if several else 'it is'} asked to finish once {turn} "
-                f"{outlook.limit:g} s (turn_seconds), at {outlook.limited_until:.1f} s"
+                f"{'they are' if several else 'it is'} asked to finish once "
+                f"{'this has waited' if own else has_had} {outlook.limit:g} s (turn_seconds){at}"
             )
 
 

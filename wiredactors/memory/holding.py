@@ -23,6 +23,7 @@ class Holding:
         used_at: when a reclaimable or evictable one was last used.
         asked: its owner has been asked to give it up, and has not yet.
         in_use: an evictable one is in use.
+        served_since: since when an evictable one has served; None while its model is loaded yet.
         waited_since: of a live evictable one, since when it waited to come in.
     """
 
@@ -42,6 +43,7 @@ class Holding:
     used_at: float = 0.0
     asked: bool = False
     in_use: bool = False
+    served_since: float | None = None
     waited_since: float | None = None
 
     @property

@@ -33,6 +33,7 @@ class Waiter:
         lane, slot: where it stands.
         said_to_need: the bytes of reservations that must go for it, as an event last said.
         place: of one that stands where another stood, since when that waited; see `Admission`.
+        made_go: the models that were asked to yield for it.
     """
 
     holding: Holding
@@ -45,6 +46,7 @@ class Waiter:
     slot: int = -1
     said_to_need: int = 0
     place: float | None = None
+    made_go: frozenset[str] = frozenset()
 
     @property
     def ticket_id(self) -> str:

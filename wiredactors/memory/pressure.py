@@ -11,11 +11,12 @@ another's room bars it, all in the order of the ledger. For each of them:
   asked though the ceiling would not let it in yet. Else others would fill up the ceiling again and
   again, which nobody keeps free for one that its group keeps out.
 - Where it would not fit though all idle models had gone and all active work had ended, models in
-  use are asked to finish, once it has waited `turn_seconds` and they have been there as long; or at
+  use are asked to finish, once it has waited `turn_seconds` and they have served as long; or at
   once where nothing runs on them and what waits for them stands behind it, as nothing would ever
-  end by itself then. Idle ones follow when that makes it fit.
+  end by itself then. Idle ones follow when that makes it fit. One that is loaded yet is not asked.
 - Where that is not enough either, it waits for reservations that nobody here can ask for: an event
   says how many bytes.
+- One whose own model has been asked to yield asks nobody: its turn comes with that again.
 
 Each time that models are asked is one switch, of which `switches_per_minute` are allowed. What is
 asked for one, the next ones cannot count on.
@@ -23,6 +24,7 @@ asked for one, the next ones cannot count on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -49,7 +51,7 @@ class Outlook:
         asks: the reservations to ask for now.
         needed_bytes: what an event says that it lacks; None where it says nothing new.
         limited_by: the parameter that keeps models from being asked yet.
-        limited_until: until when, in seconds on the clock.
+        limited_until: until when, in seconds on the clock; None where that is not known.
         limit: its value.
         would_yield: the models that would be asked then.
         look_again: when to see, whether or not that will be the time.
@@ -103,7 +105,7 @@ class Pressure:
             if outlook.needed_bytes is not None:
                 self._say(outlook.waiter, outlook.needed_bytes, outlook.asks)
             for holding in outlook.asks:
-                self._ask(holding)
+                self._ask(holding, outlook.waiter)
             until = outlook.look_again
             if until is not None and (again is None or until < again):
                 again = until
@@ -125,8 +127,10 @@ class Pressure:
             self._journal.emit_ticket(EventKind.PRESSURE, waiter.holding, details=details)
         waiter.said_to_need = needed_bytes
 
-    def _ask(self, holding: Holding) -> None:
+    def _ask(self, holding: Holding, waiter: Waiter) -> None:
         self._book.reservations.ask(holding)
+        if holding.evictable:
+            waiter.made_go |= {holding.ticket_id}
         self._journal.emit_ticket(EventKind.RECLAIM_REQUESTED, holding)
         self._journal.effect(m.Reclaim(holding.ticket_id))
 
@@ -139,6 +143,8 @@ class Pressure:
             return
         plans = Plans(self._book)
         for waiter in self._admission.next_in_line(now):
+            if self._admission.goes_with_its_model(waiter):
+                continue
             plan = plans.for_waiter(waiter)
             if plan is None and self._admission.keeps_room(waiter, now):
                 plan = plans.for_waiter(waiter, in_group_only=True)
@@ -186,9 +192,9 @@ class Pressure:
         return attrs.evolve(
             self._waits(waiter),
             limited_by=limited_by,
-            limited_until=until,
+            limited_until=until if until < math.inf else None,
             limit=limit,
-            look_again=until,
+            look_again=until if until < math.inf else None,
             would_yield=tuple(holding.ticket_id for holding in models),
         )
 
@@ -205,8 +211,7 @@ class Pressure:
             return self._waits(waiter)
 
         def asked_at(model: Holding) -> float:
-            its_turn = turn_ends_at(model.since, self._turn_seconds)
-            return max(waiter.since + self._turn_seconds, its_turn)
+            return max(waiter.since + self._turn_seconds, turn_ends_at(model, self._turn_seconds))
 
         ready = plans.after_work(waiter, lambda model: self._is_stalled(model, waiter))
         if ready is None:
@@ -217,7 +222,8 @@ class Pressure:
             later = self._later(waiter, "turn_seconds", self._turn_seconds, until, models)
             busy = self._book.reservations.evictable.values()
             soon = [at for model in busy if model.in_use and (at := asked_at(model)) > now]
-            return attrs.evolve(later, look_again=min(soon, default=until))
+            first = min(soon, default=until)
+            return attrs.evolve(later, look_again=first if first < math.inf else None)
         whole = ready
         needed = needs_idle_bytes(self._book, waiter)
         return self._switch(waiter, plans, whole, _in_use(whole), needed, now, switches)
@@ -225,6 +231,8 @@ class Pressure:
     def _is_stalled(self, model: Holding, waiter: Waiter) -> bool:
         """Whether nothing runs on a model in use, and its work waits behind `waiter`."""
         ticket_id, queue = model.ticket_id, self._admission.queue
+        if model.served_since is None:  # that it is loaded is what its work waits for
+            return False
         if self._book.works_on(ticket_id) or ticket_id not in queue.required:
             return False
         return any(

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-#: The time in which no more than so many are allowed.
-WINDOW_SECONDS = 60.0
-#: A model that has come in is left at least so long, or those who wait could make it go before the
-#: work that it was loaded for has begun.
+import math
+
+import attrs
+
+from wiredactors.memory.holding import Holding
+
+#: A model that serves is left at least so long, or those who wait could make it go before the work
+#: that it was loaded for has begun.
 SHORTEST_TURN_SECONDS = 1.0
 
 
-def turn_ends_at(model_since: float, turn_seconds: float) -> float:
-    """When a model that came in at `model_since` has had its turn, in seconds on the clock."""
-    return model_since + max(turn_seconds, SHORTEST_TURN_SECONDS)
+def turn_ends_at(model: Holding, turn_seconds: float) -> float:
+    """When a model has had its turn, in seconds on the clock: never while it is loaded yet."""
+    if model.served_since is None:
+        return math.inf
+    return model.served_since + max(turn_seconds, SHORTEST_TURN_SECONDS)
 
 
+@attrs.define
 class Switches:
-    """The last ones. Each is a moment at which one or more models were asked to yield."""
+    """Each is a moment at which one or more models were asked to yield.
 
-    def __init__(self, per_minute: int):
-        self.per_minute = per_minute
-        self._times: list[float] = []
+    They keep even distances. Were so many allowed in any minute at once, whoever comes next would
+    wait for most of that minute, with nothing to do for anybody.
+    """
+
+    per_minute: int
+    last: float = -math.inf
 
     def note(self, now: float) -> None:
         """One more, which must be allowed."""
-        self._times.append(now)
-        del self._times[: -self.per_minute]
+        self.last = now
 
     def allowed_at(self) -> float:
         """The moment from which on the next is allowed, perhaps long past."""
-        if len(self._times) < self.per_minute:
-            return -float("inf")
-        return self._times[-self.per_minute] + WINDOW_SECONDS
+        return self.last + 60.0 / self.per_minute
 
     def copy(self) -> Switches:
-        other = Switches(self.per_minute)
-        other._times = list(self._times)
-        return other
+        return attrs.evolve(self)
