@@ -40,6 +40,7 @@ class Held:
     in_use: bool = False
     asked: bool = False
     idle_since: float = 0.0
+    served_since: float | None = None
 
     @classmethod
     def of(cls, event: WiredMemoryEvent) -> Held:
@@ -246,6 +247,8 @@ class Audit:
             case "ticket_used":
                 held = self.live[name]
                 held.in_use = event.details["in_use"]
+                if held.served_since is None:
+                    held.served_since = event.timestamp
                 held.idle_since = event.timestamp
                 del self._by_use[name]
                 self._by_use[name] = None
@@ -304,11 +307,10 @@ class Audit:
             self._asks_the_idle(waits, models)
 
     def _note_switch(self) -> None:
+        if self.switches:
+            since, least = self.now - self.switches[-1], 60 / self.per_minute
+            self.check(since >= least - EPSILON, f"{least} s from switch to switch, not {since}")
         self.switches.append(self.now)
-        before = self.switches[: -self.per_minute]
-        if before:
-            since = self.now - before[-1]
-            self.check(since >= 60 - EPSILON, f"{self.per_minute} switches in 60 s, not {since}")
 
     def _asks_the_idle(self, waits: Waits, models: Sequence[Held]) -> None:
         name = waits.ticket.ticket_id
@@ -348,10 +350,11 @@ class Audit:
         self._are_least_recently_used(waits, models, willing)
 
     def _has_had_its_turn(self, model: Held, waits: Waits) -> bool:
-        """The one has waited so long, and the other has been there so long."""
-        waited, been_there = self.now - waits.since, self.now - model.since
-        turn = self.turn_seconds - EPSILON
-        return waited >= turn and been_there >= max(turn, 1 - EPSILON)
+        """The one has waited so long, and the other has served so long."""
+        if model.served_since is None:
+            return False
+        turn, served = self.turn_seconds - EPSILON, self.now - model.served_since
+        return self.now - waits.since >= turn and served >= max(turn, 1 - EPSILON)
 
     def _are_least_recently_used(
         self, waits: Waits, models: Sequence[Held], willing: Iterable[Held]

@@ -177,6 +177,8 @@ class Day:
         prompt = chance.choice("xyz") * chance.choice([30, 30, 100, 300])
         if chance.random() < 0.02:
             prompt = "l" * chance.choice([2500, 3500])
+        if len(self.asked) % 500 == 250:
+            prompt = "t" * 4000  # too long for b and its workspace, at any time
         tokens, priority = chance.choice([2, 4, MOST_TOKENS]), chance.choice([0, 0, 1, 2])
         job = model.start_generation(prompt, max_tokens=tokens, priority=priority)
         self.asked.append(Asked(job, model.name, prompt, tokens, priority))
@@ -279,11 +281,16 @@ class Day:
 
         Those that come later and have more priority pass it, until it has aged by as much: two
         steps. From then on it is the first, and its turn has come: then it waits for the next
-        switch that is allowed, at most a minute, and for what runs on those that go to end, one
-        after the other if there are two, and for their unloads.
+        switch that is allowed, for those in its place to be loaded and to have their turn, and for
+        what runs on those that go to end, one after the other if there are two.
         """
         aged = 2 * self.audit.aging_seconds
-        return max(aged, TURN_SECONDS) + 60 + 2 * (self.longest_job + UNLOAD_SECONDS)
+        turn = max(60 / SWITCHES_PER_MINUTE, self.longest_load + TURN_SECONDS)
+        return aged + turn + 2 * (self.longest_job + UNLOAD_SECONDS)
+
+    @property
+    def longest_load(self) -> float:
+        return self.longest("model_loading", "model_ready", "model_failed")
 
     @property
     def longest_wait(self) -> float:
@@ -294,9 +301,10 @@ class Day:
         `overtake_seconds` room is kept for it, and it is there when the longest job has ended.
         """
         goes = self.longest_job + UNLOAD_SECONDS
-        load = self.longest("model_loading", "model_ready", "model_failed")
         overtaken = wa.WiredMemoryConfiguration().overtake_seconds
-        return goes + self.longest_wait_of_weights + load + overtaken + self.longest_job
+        return (
+            goes + self.longest_wait_of_weights + self.longest_load + overtaken + self.longest_job
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -477,12 +477,12 @@ class Turns:
         """Of a request, from its call until it has its memory.
 
         At worst it comes as its model is about to go, which takes a job and the unload. From then
-        on the weights wait: for their turn, and for a switch to be allowed, which is at most a
-        minute after the last one. Then the other's jobs end, it unloads, and this one is loaded.
-        A load has the device to itself, and jobs of the other wait for it.
+        on the weights wait: for the other to be loaded and to have its turn, and for a switch to be
+        allowed. Then the other's jobs end, it unloads, and this one is loaded. A load has the
+        device to itself, and jobs of the other wait for it.
         """
         goes = self.longest_job + LOAD + UNLOAD
-        return goes + max(self.turn_seconds, 60.0) + goes + LOAD
+        return goes + max(LOAD + self.turn_seconds, 60.0 / self.per_minute) + goes + LOAD
 
 
 @pytest.mark.parametrize(
