@@ -25,6 +25,8 @@ from _common import Options, compared, report, share_of
 from _models import make_model, prompt_of
 from _serving import Server, Sizes, runtime_server, stock_server
 
+import wiredactors as wa
+
 GOAL = 3.0
 
 #: Which of the two models is asked, request after request, by whichever client comes next.
@@ -262,8 +264,8 @@ if __name__ == "__main__":
     parser.add_by_size("--prompt-tokens", 16, 512)
     parser.add_by_size("--tokens", 8, 32)
     parser.add_argument("--seed", type=int, default=1, help="of the tosses")
-    # A small model loads in a tenth of a second, and a large one in seconds.
-    parser.add_by_size("--switches-per-minute", 600, 10)
+    own = wa.WiredMemoryConfiguration().switches_per_minute
+    parser.add_argument("--switches-per-minute", type=int, default=own, help="of the runtime")
     given = parser.read()
     trio.run(
         main,
