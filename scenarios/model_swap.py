@@ -42,9 +42,15 @@ def smollm2() -> Path:
 
 async def main(runtime: wa.Runtime) -> list[wa.Outcome]:
     """Register both models, ask in turn; returns what became of each job."""
-    options = {"dtype": "float32", "prefill_step_size": 32, "max_batch_size": 4}
-    runtime.add(smollm2(), "packed", **options)
-    runtime.add(smollm2(), "dense", dequantize=True, **options)
+    for name in ("packed", "dense"):
+        runtime.add(
+            smollm2(),
+            name,
+            dequantize=name == "dense",
+            dtype="float32",
+            prefill_step_size=32,
+            max_batch_size=4,
+        )
     outcomes: list[wa.Outcome] = []
 
     async def ask(model: str, text: str) -> None:
