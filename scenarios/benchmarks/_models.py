@@ -48,8 +48,8 @@ class Shape:
         }
 
 
-#: "tiny", whose cache is wide for its size, is for tests; "slim", "small" and "wordy", which has as
-#: many words as SmolLM2, are for CPUs, "1b" and "8b" for GPUs.
+#: "tiny", whose cache is wide for its size, is for tests; "slim", "small", "wordy", which has as many
+#: words as SmolLM2, and "wordier", which has as many as Llama 3, are for CPUs, "1b" and "8b" for GPUs.
 SHAPES = {
     "tiny": Shape(hidden=64, layers=4, inner=128, heads=4, kv_heads=4,
                   vocabulary=512, dtype="float32"),
@@ -57,6 +57,8 @@ SHAPES = {
                   vocabulary=2048, dtype="float32"),
     "wordy": Shape(hidden=128, layers=4, inner=352, heads=2, kv_heads=2,
                    vocabulary=49152, dtype="float32"),
+    "wordier": Shape(hidden=64, layers=4, inner=176, heads=1, kv_heads=1,
+                     vocabulary=128256, dtype="float32"),
     "small": Shape(hidden=256, layers=8, inner=704, heads=4, kv_heads=4,
                    vocabulary=2048, dtype="float32"),
     "1b": Shape(hidden=2048, layers=16, inner=8192, heads=32, kv_heads=8,
@@ -74,6 +76,7 @@ SMALLER = {
     "slim": "tiny",
     "small": "slim",
     "wordy": "slim",
+    "wordier": "wordy",
     "1b": "small",
     "8b": "1b",
 }

@@ -258,7 +258,7 @@ async def main(
 
 
 if __name__ == "__main__":
-    parser = Options(__doc__, model="wordy", rounds=3)
+    parser = Options(__doc__, model="wordier", rounds=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[8, 16])
     parser.add_argument("--requests", type=int, default=96, help="of all clients, in a round")
     parser.add_by_size("--prompt-tokens", 16, 512)

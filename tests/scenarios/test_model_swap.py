@@ -37,10 +37,12 @@ async def test_both_models_answer_in_turn_and_stay_under_the_cap(scenario: Modul
             events.extend([event async for event in stream])
 
     with trio.fail_after(120):
-        async with trio.open_nursery() as listeners:
-            async with wa.open_runtime(scenario.POLICY, on_step=reports.append) as runtime:
-                await listeners.start(listen, runtime)
-                outcomes = await scenario.main(runtime)
+        async with (
+            trio.open_nursery() as listeners,
+            wa.open_runtime(scenario.POLICY, on_step=reports.append) as runtime,
+        ):
+            await listeners.start(listen, runtime)
+            outcomes = await scenario.main(runtime)
     assert [outcome.result.generation_tokens for outcome in outcomes] == [4, 4]
     turns = [e.model for e in events if e.kind in ("model_ready", "model_unloaded")]
     assert turns == ["packed", "packed", "dense", "dense"]
