@@ -357,8 +357,9 @@ class Host(RuleBasedStateMachine):
                 case WiredMemoryEvent():
                     self.before_event(effect)
                     self.replica.take(effect)
-                    if effect.kind == "reclaim_requested":
-                        self.twin.naive.ask(str(effect.ticket_id))
+                    if effect.kind == "pressure":
+                        for asked in effect.details["asked"]:
+                            self.twin.naive.ask(asked, for_id=str(effect.ticket_id))
                 case m.WriteLimit(limit):
                     assert self.supported
                     assert self.configuration.wired_mode != "off"

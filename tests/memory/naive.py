@@ -42,6 +42,8 @@ class Ticket:
     evictable: bool = False
     in_use: bool = False
     asked: bool = False  # which the rules are told: they do not decide it
+    made_go: set[str] = attrs.field(factory=set)  # those asked for it while it waits, as told
+    served_since: float | None = None
     share: Share | None = None
     waited_since: float | None = None
     place: float | None = None
@@ -144,12 +146,34 @@ class Naive:
         return [other.id for other in could if other.evictable and not other.in_use]
 
     def busy_models(self, ticket_id: str) -> list[str]:
-        """Those that may be asked to finish for it."""
+        """Those that may be asked to finish for it: not while they are loaded yet."""
         could = self._could_yield_to(ticket_id)
-        return [other.id for other in could if other.evictable and other.in_use]
+        served = [other for other in could if other.served_since is not None]
+        return [other.id for other in served if other.evictable and other.in_use]
+
+    def turn_ends_at(self, model_id: str) -> float:
+        """When a live model has had its turn."""
+        served_since = _find(self._live, model_id).served_since
+        turn = max(1.0, self.configuration.turn_seconds)
+        return math.inf if served_since is None else served_since + turn
+
+    def goes_with_its_model(self, ticket_id: str) -> bool:
+        """Whether it waits to start on a model that has been asked to go."""
+        ticket = _find([*self._growers, *self._queue], ticket_id)
+        required = [other for other in self._live if other.id in ticket.requires]
+        return ticket in self._queue and any(t.evictable and t.asked for t in required)
+
+    def came_back_before(self, ticket_id: str) -> list[str]:
+        """The models that went for one that waits, and stand before it now."""
+        order = self._ordered()
+        before = order[: order.index(_find(order, ticket_id))]
+        made_go = _find(order, ticket_id).made_go
+        return [other.id for other in before if other.evictable and other.id in made_go]
 
     def is_stalled(self, model_id: str, ticket_id: str) -> bool:
-        """Whether no work runs on a model, and some stands behind one that waits."""
+        """Whether no work runs on a model that serves, and some stands behind one that waits."""
+        if _find(self._live, model_id).served_since is None:
+            return False
         if any(t.kind == "active" and model_id in t.requires for t in self._live):
             return False
         order = [*self._growers, *self._ordered()]
@@ -211,7 +235,8 @@ class Naive:
         """What keeps one out that waits: "group", "ceiling", or "order"."""
         ticket = _find([*self._growers, *self._queue], ticket_id)
         barred = [] if ticket in self._growers else self._barred(now)
-        return "order" if ticket in barred else self._blocked_by(ticket) or "order"
+        kept_out = ticket in barred or self._comes_after_others(ticket)
+        return "order" if kept_out else self._blocked_by(ticket) or "order"
 
     # -- what happens
 
@@ -244,6 +269,10 @@ class Naive:
             self._capture_baseline()
         if self._is_impossible(ticket):
             return [("refused", ticket_id)]
+        if evictable:
+            waiting = [*self._queue, *self._growers]
+            others = [other.priority for other in waiting if ticket_id in other.made_go]
+            ticket.priority = min([priority, *others])
         ticket.place = self._place_of(ticket, now)
         if ticket.place is not None:
             ticket.since = ticket.place
@@ -261,9 +290,8 @@ class Naive:
 
     def _place_of(self, ticket: Ticket, now: float) -> float | None:
         """Work on a model that waited stands where that stood, while the model has its turn."""
-        turn = max(1.0, self.configuration.turn_seconds)
         models = [t for t in self._live if t.evictable and t.id in ticket.requires]
-        in_turn = [t.waited_since for t in models if now < t.since + turn]
+        in_turn = [t.waited_since for t in models if now < self.turn_ends_at(t.id)]
         waited = [since for since in in_turn if since is not None]
         return min(waited, default=None) if ticket.kind == "active" else None
 
@@ -294,11 +322,14 @@ class Naive:
         for ticket in self._live:
             if ticket.id == ticket_id and ticket.evictable and in_use is not None:
                 ticket.in_use = in_use
+                if ticket.served_since is None:
+                    ticket.served_since = now
         return self._serve(now)
 
-    def ask(self, ticket_id: str) -> None:
-        """The owner of a live one has been asked for it."""
+    def ask(self, ticket_id: str, for_id: str) -> None:
+        """The owner of a live one has been asked for it, for one that waits."""
         _find(self._live, ticket_id).asked = True
+        _find([*self._growers, *self._queue], for_id).made_go.add(ticket_id)
 
     def pin(self, ticket_id: str, pinned: bool, now: float) -> list[Decision]:
         """A ticket comes to stay, or may go away again."""
@@ -322,6 +353,7 @@ class Naive:
             if ticket in self._live:
                 self._due.pop(ticket_id, None)
             return [("grown", ticket_id), *self._serve(now)]
+        ticket.made_go = set()
         self._growers.append(ticket)
         decided = self._serve(now)
         return [*decided, ("resize_waits", ticket_id)] if ticket in self._growers else decided
@@ -409,7 +441,9 @@ class Naive:
         barred = self._barred(now)
         ordered = self._ordered()
         for place, ticket in enumerate(ordered):
-            if ticket not in barred and self._blocked_by(ticket) is None:
+            if ticket in barred or self._comes_after_others(ticket):
+                continue
+            if self._blocked_by(ticket) is None:
                 for other in ordered[:place]:
                     other.passed += self._is_passed(other, ticket, barred)
                 self._queue.remove(ticket)
@@ -431,17 +465,26 @@ class Naive:
             elif (
                 self._blocked_by(ticket) is not None
                 and self._is_over(ticket, now)
+                and not self.goes_with_its_model(self._first_in_lane(ticket).id)
                 and not self._needs_busy_models(ticket)
             ):
                 kept.append(self._competes_for(ticket))
         return barred
+
+    def _comes_after_others(self, ticket: Ticket) -> bool:
+        """Whether it is a model, and one that it went for still waits before it."""
+        if ticket in self._growers or not ticket.evictable:
+            return False
+        ordered = self._ordered()
+        before = [*self._growers, *ordered[: ordered.index(ticket)]]
+        return any(ticket.id in other.made_go for other in before)
 
     def _needs_busy_models(self, ticket: Ticket) -> bool:
         """Whether models must go that are in use and have not been asked yet.
 
         The first of a group and priority speaks for those behind it.
         """
-        ticket = next(t for t in self._ordered() if t.lane == ticket.lane)
+        ticket = self._first_in_lane(ticket)
         models = [t for t in self._live if t.evictable]
         going = {t.id for t in models if t.asked and t.id not in ticket.requires}
         going |= set(self.idle_models(ticket.id))
@@ -455,10 +498,11 @@ class Naive:
         """
         if other.policy.id == by.policy.id:
             return True
-        for first in self._ordered():
-            if first.lane == other.lane:
-                return first not in barred and self._blocked_by(first) == _CEILING
-        raise AssertionError("it waits itself")
+        first = self._first_in_lane(other)
+        return first not in barred and self._blocked_by(first) == _CEILING
+
+    def _first_in_lane(self, ticket: Ticket) -> Ticket:
+        return next(t for t in self._ordered() if t.lane == ticket.lane)
 
     def _refuse(self, ticket: Ticket) -> Decision:
         if ticket in self._growers:

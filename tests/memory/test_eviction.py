@@ -202,6 +202,12 @@ class TwoAtATime(WiredMemoryPolicy):
         return len(active_sizes) < 2
 
 
+@attrs.frozen
+class AtMostFour(TwoAtATime):
+    def can_admit(self, baseline, active_sizes, new_size):
+        return len(active_sizes) < 4
+
+
 class TestUse:
     def test_it_is_in_use_from_its_start_and_says_so_when_that_changes(self, driver):
         d = driver(ceiling=100)
@@ -398,6 +404,7 @@ class TestBusyModels:
         load = model(d, "load", 90, idle=False)
         d.advance(30)
         assert d.asked == ["busy"]
+        d.advance(1)
         d.end("work")
         assert d.asked == ["busy"], "it drains yet"
         d.end("busy")
@@ -439,7 +446,7 @@ class TestBusyModels:
         d.start("work", 10, requires=("busy",))
         model(d, "idle", 30)
         model(d, "load", 90, idle=False)
-        d.advance(30)
+        d.advance(31)
         d.reserve("other", 30, OTHER, evictable=True)
         assert d.asked == ["busy"], "what idle frees is for load"
 
@@ -574,6 +581,237 @@ class TestBusyModels:
         assert d.asked == ["a", "b"]
 
 
+class TestServing:
+    """The turn of a model counts from when it serves, not from when it came in."""
+
+    def test_one_that_is_loaded_yet_is_not_asked_though_it_would_be_in_its_turn(self, driver):
+        d = driver(ceiling=100, turn_seconds=0.0)
+        model(d, "a", 60, loaded=False)
+        model(d, "load", 50)
+        d.advance(1000)
+        assert d.asked == []
+        assert d.ledger.deadline is None
+        assert explain(d, "load").limited_until is None
+        d.use("a", in_use=True)
+        assert d.ledger.deadline == d.now + 1.0
+        d.advance(1)
+        assert d.asked == ["a"]
+
+    def test_once_it_is_idle_it_has_served(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 60, loaded=False)
+        model(d, "load", 50)
+        d.use("a", in_use=False)
+        assert d.asked == ["a"]
+
+    def test_work_that_follows_other_work_begins_no_turn(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 60, idle=False)
+        model(d, "load", 50)
+        d.advance(18)
+        d.together(lambda: d.use("a", in_use=False), lambda: d.use("a", in_use=True))
+        assert d.ledger.deadline == 31.0, "not 50 s"
+        d.advance(11)
+        assert d.asked == ["a"]
+
+    def test_a_touch_does_not_make_it_serve(self, driver):
+        d = driver(ceiling=100, turn_seconds=0.0)
+        model(d, "a", 60, loaded=False)
+        d.touch("a")
+        model(d, "load", 50)
+        d.advance(100)
+        assert d.asked == []
+
+    def test_one_that_is_loaded_yet_is_not_stalled(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 50, idle=False)
+        model(d, "b", 50, loaded=False)
+        d.start("job of a", 20, requires=("a",))
+        d.start("job of b", 20, requires=("b",))
+        assert d.asked == []
+        d.use("b", in_use=True)
+        assert d.asked == ["b"]
+
+    def test_work_that_comes_while_it_is_loaded_stands_where_it_stood(self, driver):
+        d = driver(ceiling=100, overtake_seconds=5.0)
+        model(d, "a", 60, idle=False)
+        model(d, "b", 50)
+        model(d, "c", 90)
+        d.advance(50)
+        d.end("a")
+        d.advance(100)
+        assert d.start("work of b", 40, requires=("b",)).answered
+        d.start("more work of b", 20, requires=("b",))
+        assert d.waiting == ["more work of b", "c"]
+
+
+def crowd(driver):
+    """Two models, of which one has been asked to go for a third."""
+    d = driver(ceiling=100)
+    model(d, "a", 20)
+    model(d, "b", 30)
+    d.reserve("stays", 20)
+    d.advance(30)
+    model(d, "load", 45)
+    assert d.asked == ["a"]
+    return d
+
+
+class TestThoseThatGoWithTheirModel:
+    def test_they_make_no_other_go(self, driver):
+        d = crowd(driver)
+        d.start("job of a", 35, OTHER, requires=("a",))
+        assert d.waiting == ["load", "job of a"]
+        d.advance(10)
+        assert d.asked == ["a"]
+
+    def test_others_do(self, driver):
+        d = crowd(driver)
+        d.start("job", 35, OTHER)
+        d.advance(10)
+        assert d.asked == ["a", "b"]
+
+    def test_nothing_is_kept_for_them(self, driver):
+        d = driver(ceiling=100, overtake_seconds=10.0)
+        group = WiredSumPolicy(cap=60)
+        model(d, "a", 40, policy=group)
+        d.start("filler", 40, OTHER)
+        d.start("job of a", 30, OTHER, requires=("a",))
+        model(d, "load", 30, policy=group)
+        assert d.asked == ["a"]
+        d.advance(10)
+        assert d.start("other", 20, OTHER).answered
+
+    def test_what_runs_on_one_that_drains_and_wants_to_grow_has_its_room(self, driver):
+        d = driver(ceiling=100, turn_seconds=0.0)
+        model(d, "a", 40, idle=False)
+        d.start("job of a", 40, requires=("a",))
+        cache(d, "c", 20)
+        load = model(d, "load", 70)
+        assert d.asked == ["a"]
+        grown = d.resize("job of a", 60)
+        assert d.asked == ["a", "c"], "a goes when the job has ended"
+        d.end("c")
+        assert grown.answered
+        d.end("job of a")
+        d.end("a")
+        assert load.answered
+
+    def test_when_it_is_asked_no_more_they_wait_for_themselves(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 20)
+        model(d, "b", 30)
+        load = model(d, "load", 60)
+        d.start("job of a", 70, requires=("a",))
+        d.advance(10)
+        assert d.asked == ["a"]
+        d.cancel(load)
+        d.pin("a", True)
+        assert d.asked == ["a", "b"]
+
+
+class TestComingBack:
+    """A model that went for others does not come back before them."""
+
+    def test_it_stands_behind_those_it_went_for(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40, priority=5)
+        model(d, "b", 40)
+        load = model(d, "load", 70, priority=1)
+        model(d, "later", 90)
+        assert d.asked == ["a", "b"]
+        d.end("a")
+        again = model(d, "a", 40, priority=5)
+        assert d.waiting == ["load", "a", "later"]
+        assert d.last("admission_wait").priority == 1
+        assert d.ledger.snapshot().waiters[1].priority == 1
+        assert not again.answered, "though it would fit"
+        why = explain(d, "a")
+        assert (why.blocked_by, why.kept_for) == ("order", "load")
+        assert "but kept for load, which waits before it" in why.reason
+        d.end("b")
+        assert load.answered
+        assert d.asked == ["a", "b"], "and neither went in vain"
+
+    def test_others_behind_it_pass_both(self, driver):
+        d = driver(ceiling=100)
+        for policy in (SUM, AtMostFour()):
+            model(d, f"a of {policy.id}", 40, policy=policy)
+            model(d, f"b of {policy.id}", 40, policy=policy)
+            load = model(d, f"load of {policy.id}", 70, policy=policy)
+            d.end(f"a of {policy.id}")
+            model(d, f"a of {policy.id}", 40, policy=policy)
+            assert d.start("job", 50, policy).answered
+            assert d.waiting == [f"load of {policy.id}", f"a of {policy.id}"]
+            d.end("job")
+            d.end(f"b of {policy.id}")
+            assert load.answered
+            for ticket_id in [*d.waiting, *d.running]:
+                d.end(ticket_id)
+
+    def test_its_own_is_no_more_than_it_is(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40, priority=-1)
+        model(d, "b", 40)
+        model(d, "load", 70, priority=3)
+        d.end("a")
+        model(d, "a", 40, priority=-1)
+        assert d.last("admission_wait").priority == -1
+
+    def test_after_them_it_has_its_own_again(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40, priority=5)
+        model(d, "b", 40)
+        load = model(d, "load", 70)
+        d.end("a")
+        d.end("b")
+        assert load.answered
+        model(d, "a", 40, priority=5)
+        assert d.last("admission_wait").priority == 5
+
+    def test_those_who_grow_count_too(self, driver):
+        d = driver(ceiling=100)
+        d.reserve("workspace", 10, OTHER)
+        model(d, "a", 30, priority=5, policy=WiredSumPolicy(cap=60))
+        model(d, "b", 30)
+        d.resize("workspace", 90)
+        assert d.asked == ["a", "b"]
+        d.end("a")
+        model(d, "a", 30, priority=5)
+        assert d.last("admission_wait").priority == 0
+
+    def test_one_that_drains_and_grows_itself_has_its_room(self, driver):
+        d = driver(ceiling=100, turn_seconds=0.0)
+        d.reserve("workspace", 10)
+        model(d, "a", 60, idle=False)
+        d.resize("workspace", 80)
+        d.advance(1)
+        assert d.asked == ["a"]
+        assert d.resize("a", 70).answered
+
+    def test_others_and_caches_keep_theirs(self, driver):
+        d = driver(ceiling=100)
+        cache(d, "c", 40)
+        model(d, "b", 40)
+        model(d, "load", 70)
+        assert d.asked == ["c", "b"]
+        d.end("c")
+        cache(d, "c", 90, priority=5)
+        assert d.last("admission_wait").priority == 5
+        d.start("job", 90, priority=4)
+        assert d.last("admission_wait").priority == 4
+
+    def test_a_dry_run_knows_of_it(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 40, priority=5)
+        model(d, "b", 40)
+        model(d, "load", 70)
+        d.end("a")
+        again = WiredMemoryTicket(40, SUM, "reservation", evictable=True, priority=5, id="a")
+        [found] = dry_run(d.ledger, [again], d.now).tickets
+        assert (found.outcome, found.behind) == ("waits", ("load",))
+
+
 class TestPinning:
     def test_a_live_one_is_not_asked_any_more_until_it_is_unpinned(self, driver):
         d = driver(ceiling=100)
@@ -699,6 +937,7 @@ class TestShares:
         load = world.ask("load", 50, 10)
         assert d.asked == ["big"], "30 of it and 35 of the workspace"
         world.go("big")
+        d.advance(1)
         assert not load.answered
         assert d.asked == ["big"], "the workspace is about to shrink"
         world.sharers["load"] = 10, 0
@@ -745,6 +984,7 @@ class TestShares:
         world.load("c", 10, 0)
         world.ask("first", 80, 5)
         assert d.asked == ["a", "b"]
+        d.advance(1)
         d.reserve("second", 20, OTHER, evictable=True)
         assert d.asked == ["a", "b"], "what they all shrink by is for the first"
 

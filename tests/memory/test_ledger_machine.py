@@ -9,6 +9,7 @@ that both share is found too.
 
 from __future__ import annotations
 
+import math
 import os
 
 import attrs
@@ -50,7 +51,7 @@ class LedgerMachine(Host):
         aging_seconds=st.sampled_from([5.0, 60.0]),
         max_waiters=st.sampled_from([None, None, 2]),
         mode=st.sampled_from(["policy", "policy", "policy", "off", "fit"]),
-        switches_per_minute=st.sampled_from([1, 2, 10]),
+        switches_per_minute=st.sampled_from([1, 2, 10, 60]),
         turn_seconds=st.sampled_from([0.0, 5.0, 30.0]),
     )
     def open(self, supported, ceiling, override, device, mode, **configuration):
@@ -125,9 +126,10 @@ class LedgerMachine(Host):
         sizes=st.lists(st.sampled_from([0, 10, 20, 35]), min_size=1, max_size=3),
         policy=st.sampled_from(POLICIES[:3]),
         pinned=st.sampled_from([False, False, False, True]),
-        idle=st.booleans(),
+        in_use=st.sampled_from([True, False, False, None]),
+        priority=st.sampled_from([0, 0, 2]),
     )
-    def load_models(self, data, sizes, policy, pinned, idle):
+    def load_models(self, data, sizes, policy, pinned, in_use, priority):
         """Reservations that yield in their turn; some want of another that is there."""
         for ticket, size in zip(self.idle(), sizes, strict=False):
             self.start(
@@ -137,10 +139,11 @@ class LedgerMachine(Host):
                 kind="reservation",
                 evictable=True,
                 pinned=pinned and size < 30,
+                priority=priority,
                 share=self.some_share(data),
             )
-            if idle:
-                self.send(m.Use(ticket, False))
+            if in_use is not None:
+                self.send(m.Use(ticket, in_use))
             self.advance(0.1)
 
     @rule(
@@ -148,19 +151,21 @@ class LedgerMachine(Host):
         work=st.sampled_from([10, 40]),
         idle=st.booleans(),
         yields=st.booleans(),
+        serves=st.booleans(),
     )
-    def a_model_that_waits_for_another_and_work_on_it(self, sizes, work, idle, yields):
+    def a_model_that_waits_for_another_and_work_on_it(self, sizes, work, idle, yields, serves):
         """The second waits for the first; then a third comes, and work on the second."""
         names = self.idle()[:5]
         if len(names) < 5:
             return
         for name, size in zip(names, sizes, strict=False):
             self.start(name, size, POLICIES[0], kind="reservation", evictable=True)
-            if idle:
-                self.send(m.Use(name, False))
+            self.send(m.Use(name, not idle))
             self.advance(5.0)
         if yields:
             self.send(m.End(names[0]))
+        if serves:
+            self.send(m.Use(names[1], True))
         for job in names[3:]:
             self.start(job, work, POLICIES[0], requires=(names[1],))
 
@@ -198,6 +203,20 @@ class LedgerMachine(Host):
         asked = [ticket.ticket_id for ticket in self.state.tickets if ticket.asked]
         for ticket in self.some_of(data, asked):
             self.send(m.End(ticket) if left is None else m.Resize(ticket, left, self.request()))
+
+    @rule(data=st.data(), priority=st.sampled_from([0, 1, 2]))
+    def a_model_that_was_asked_goes_and_comes_again(self, data, priority):
+        asked = [ticket for ticket in self.state.tickets if ticket.asked and ticket.evictable]
+        for ticket in self.some_of(data, asked):
+            self.send(m.End(ticket.ticket_id))
+            self.start(
+                ticket.ticket_id,
+                ticket.size,
+                BY_LABEL[ticket.policy],
+                kind="reservation",
+                evictable=True,
+                priority=priority,
+            )
 
     @rule(
         available=st.sampled_from([0, 30, 60, 90, 500]),
@@ -436,6 +455,8 @@ class LedgerMachine(Host):
             return
         naive, tickets = self.twin.naive, self.replica.tickets
         asked = event.details["asked"]
+        assert not naive.goes_with_its_model(event.ticket_id), "its own model goes"
+        assert all(naive.turn_ends_at(id) < math.inf for id in asked if tickets[id]["evictable"])
         models = [id for id in asked if tickets[id]["evictable"]]
         if models:
             assert not self.must_wait_to_switch()
@@ -484,8 +505,8 @@ class LedgerMachine(Host):
 
     def turn_of(self, model: str, ticket_id: str) -> float:
         """When it is asked to finish for one that waits."""
-        turn, model_since = self.configuration.turn_seconds, self.ledger._book.holdings[model].since
-        return max(self.waits_since(ticket_id) + turn, model_since + max(1.0, turn))
+        turn = self.configuration.turn_seconds
+        return max(self.waits_since(ticket_id) + turn, self.twin.naive.turn_ends_at(model))
 
     def waits_since(self, ticket_id: str) -> float:
         growers, queue = self.ledger._growers, self.ledger._queue
@@ -497,8 +518,8 @@ class LedgerMachine(Host):
         return {id for id, ticket in tickets if ticket["asked"] and not ticket["in_use"]}
 
     def must_wait_to_switch(self) -> bool:
-        recent = [at for at in self.switched if self.now < at + 60.0]
-        return len(recent) >= self.configuration.switches_per_minute
+        distance = 60.0 / self.configuration.switches_per_minute
+        return any(self.now < at + distance for at in self.switched)
 
     def is_first(self, ticket_id: str) -> bool:
         naive = self.twin.naive
@@ -510,6 +531,8 @@ class LedgerMachine(Host):
         if not self.settled or not naive.waiting or naive.growing:
             return
         first = naive.waiting[0]
+        if naive.goes_with_its_model(first):
+            return
         may_yield = naive.may_yield_to(first)
         limited = self.must_wait_to_switch()
         if limited:
@@ -533,6 +556,11 @@ class LedgerMachine(Host):
             assert asked & set(busy), "nobody was asked to finish"
         else:
             assert asked & set(busy) or self.ledger.deadline is not None, "nobody looks again"
+
+    @invariant()
+    def none_comes_back_before_those_it_went_for(self):
+        for ticket in self.twin.naive.waiting:
+            assert not self.twin.naive.came_back_before(ticket)
 
     @invariant()
     def the_baseline_is_what_was_there_before(self):

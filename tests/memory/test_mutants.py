@@ -6,10 +6,12 @@ be worth little; that it lets the ledger itself live is seen with the same setti
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -340,6 +342,83 @@ def one_that_is_pinned_is_asked_all_the_same(patch: Patch) -> None:
     patch(Reservations, "release", lambda _original: lambda self, holding: None)
 
 
+def a_turn_counts_from_the_start(patch: Patch) -> None:
+    def change(original):
+        def let_in(self, holding):
+            original(self, holding)
+            holding.served_since = self._journal.now
+
+        return let_in
+
+    patch(Desk, "_let_in", change)
+
+
+def a_turn_begins_with_each_work(patch: Patch) -> None:
+    def change(original):
+        def use(self, command):
+            original(self, command)
+            holding = self._book.holdings.get(command.ticket_id)
+            if holding is not None and command.in_use:
+                holding.served_since = self._journal.now
+
+        return use
+
+    patch(Desk, "use", change)
+
+
+def a_touch_makes_it_serve(patch: Patch) -> None:
+    def change(original):
+        def use(self, command):
+            original(
+                self, command if command.in_use is not None else attrs.evolve(command, in_use=True)
+            )
+
+        return use
+
+    patch(Desk, "use", change)
+
+
+def those_that_go_with_their_model_make_others_go(patch: Patch) -> None:
+    patch(Admission, "goes_with_its_model", lambda _original: lambda self, waiter: False)
+
+
+def what_grows_on_a_model_that_drains_goes_with_it(patch: Patch) -> None:
+    def change(_original):
+        def goes_with_its_model(self, waiter):
+            asked = self._book.reservations.asked
+            return any(id in asked and asked[id].evictable for id in waiter.holding.requires)
+
+        return goes_with_its_model
+
+    patch(Admission, "goes_with_its_model", change)
+
+
+def a_model_comes_back_with_its_own_priority(patch: Patch) -> None:
+    patch(Admission, "priority_of", lambda _original: lambda self, holding: holding.priority)
+
+
+def a_model_passes_those_it_went_for(patch: Patch) -> None:
+    patch(Admission, "_comes_after", lambda _original: lambda self, waiter: None)
+
+
+def so_many_switches_are_allowed_at_once(patch: Patch) -> None:
+    """In any minute, as it was; each counts from the one so many before it."""
+
+    times: dict[int, list[float]] = {}
+
+    def change(original):
+        def note(self, now):
+            noted = times.setdefault(id(self), [])
+            noted.append(now)
+            original(self, now)
+            if len(noted) < self.per_minute:
+                self.last = -math.inf
+
+        return note
+
+    patch(Switches, "note", change)
+
+
 MUTANTS = [
     the_ceiling_counts_the_own_group_only,
     an_ended_ticket_leaves_its_bytes_in_the_sum,
@@ -366,10 +445,11 @@ MUTANTS = [
     models_in_use_never_yield,
     every_model_in_use_counts_as_stalled,
     nobody_looks_again_when_time_has_passed,
-    one_that_is_pinned_refuses_nobody,
     one_that_is_pinned_is_asked_all_the_same,
     an_event_skips_a_number,
     one_that_waits_for_a_write_has_no_answer,
+    a_turn_counts_from_the_start,
+    a_model_comes_back_with_its_own_priority,
 ]
 
 #: Where an assertion may fail: in the machine, what it carries out, and the naive model beside it.
@@ -428,6 +508,10 @@ RARE = [
         eviction.TestPinning.test_unpinned_it_yields_to_those_who_wait,
     ),
     (
+        one_that_is_pinned_refuses_nobody,
+        eviction.TestPinning.test_those_who_become_impossible_are_refused,
+    ),
+    (
         what_others_share_is_held_against_all,
         eviction.TestNeverFits.test_nor_against_a_job_of_one,
     ),
@@ -466,6 +550,42 @@ RARE = [
     (
         the_workspace_shrinks_for_each_plan_anew,
         eviction.TestShares.test_the_second_plan_does_not_count_it_again,
+    ),
+    (
+        a_turn_counts_from_the_start,
+        eviction.TestServing.test_one_that_is_loaded_yet_is_not_stalled,
+    ),
+    (
+        a_turn_begins_with_each_work,
+        eviction.TestServing.test_work_that_follows_other_work_begins_no_turn,
+    ),
+    (
+        a_touch_makes_it_serve,
+        eviction.TestServing.test_a_touch_does_not_make_it_serve,
+    ),
+    (
+        those_that_go_with_their_model_make_others_go,
+        eviction.TestThoseThatGoWithTheirModel.test_they_make_no_other_go,
+    ),
+    (
+        those_that_go_with_their_model_make_others_go,
+        eviction.TestThoseThatGoWithTheirModel.test_nothing_is_kept_for_them,
+    ),
+    (
+        what_grows_on_a_model_that_drains_goes_with_it,
+        eviction.TestThoseThatGoWithTheirModel.test_what_runs_on_one_that_drains_and_wants_to_grow_has_its_room,
+    ),
+    (
+        a_model_comes_back_with_its_own_priority,
+        eviction.TestComingBack.test_it_stands_behind_those_it_went_for,
+    ),
+    (
+        a_model_passes_those_it_went_for,
+        eviction.TestComingBack.test_it_stands_behind_those_it_went_for,
+    ),
+    (
+        so_many_switches_are_allowed_at_once,
+        eviction.TestTheRate.test_they_keep_even_distances,
     ),
 ]
 

@@ -162,6 +162,15 @@ class ReplayMachine(RuleBasedStateMachine):
                 self.use(ticket.ticket_id, in_use=False)
         self.start(1, more, SUM100, "model", 0, ())
 
+    @rule(priority=st.integers(0, 2))
+    def models_that_were_asked_go_and_come_again(self, priority):
+        for ticket in self.driver.ledger.snapshot().tickets:
+            if ticket.asked and ticket.evictable:
+                self.end(ticket.ticket_id)
+                more = {"evictable": True, "priority": priority}
+                name, size = ticket.ticket_id, ticket.size
+                self.starts.append(self.after(self.driver.reserve, name, size, SUM100, **more))
+
     @rule(size=st.sampled_from([30, 60]), more=st.sampled_from([50, 80]))
     def a_cache_and_work_that_wants_its_room(self, size, more):
         self.start(1, size, SUM100, "cache", 0, ())

@@ -7,7 +7,8 @@
   the ceiling where that is what blocks it. Unless it needs models to go that are in use, and have
   not been asked yet: the work of these takes nothing from it meanwhile. Or unless its own model has
   been asked to yield, and it goes with that.
-- A model that went for others who wait has no more than their priority when it wants in again.
+- A model that went for others does not come back before them: it has no more than their priority,
+  and does not pass them.
 - If every active ticket waits to grow, none would ever end: the last to ask is refused, unless
   reclaimable reservations can make room for one of them.
 - One that has become impossible (beside a new pinned ticket, over a baseline that was learned
@@ -20,6 +21,7 @@ A user's own policy must be asked about each of its waiters.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -92,15 +94,21 @@ class Admission:
         return place
 
     def priority_of(self, holding: Holding) -> int:
-        """The priority of a newcomer: of a model that went for others, no more than theirs.
-
-        Else it could come back before them, and would have gone for nothing.
-        """
-        if not holding.evictable:
-            return holding.priority
-        waiting = [*self.queue.by_id.values(), *self.growers.by_id.values()]
-        others = [w.holding.priority for w in waiting if holding.ticket_id in w.made_go]
+        """The priority of a newcomer: of a model that went for others, no more than theirs."""
+        others = [other.holding.priority for other in self._gone_for(holding)]
         return min([holding.priority, *others])
+
+    def _gone_for(self, holding: Holding) -> Iterator[Waiter]:
+        """Those that a model was asked to yield for, and which wait still."""
+        if holding.evictable:
+            for other in itertools.chain(self.growers.by_id.values(), self.queue.by_id.values()):
+                if holding.ticket_id in other.made_go:
+                    yield other
+
+    def _comes_after(self, waiter: Waiter) -> Waiter | None:
+        """One that it does not pass, whatever fits: it went for that, in vain else."""
+        others = () if waiter.grows else self._gone_for(waiter.holding)
+        return next((w for w in others if w.grows or w.key < waiter.key), None)
 
     def goes_with_its_model(self, waiter: Waiter) -> bool:
         """The model that it would start on has been asked to yield: its turn comes with that again.
@@ -152,8 +160,11 @@ class Admission:
         """Who keeps it out though it may fit, by having its own room kept free."""
         barriers = self._barriers(now)
         group = waiter.holding.group
-        barred = not waiter.grows and waiter.key > barriers.of(group)
-        return barriers.kept_for(group) if barred else None
+        if waiter.grows:
+            return None
+        if waiter.key > barriers.of(group):
+            return barriers.kept_for(group)
+        return self._comes_after(waiter)
 
     def next_in_line(self, now: float) -> list[Waiter]:
         """Who could be the next to grow, or in its lane to come in, in the order of the ledger."""
@@ -207,13 +218,17 @@ class Admission:
             return self._first_by_asking(lane)
         room = min(self._book.group_room(group), self._book.ceiling_room(group))
         waiter = lane.first_within(room)
+        if waiter is not None and self._comes_after(waiter):
+            fitting = (other for other in lane if other.more <= room)
+            waiter = next((other for other in fitting if not self._comes_after(other)), None)
         return None if waiter is None else (waiter, None)
 
     def _first_by_asking(self, lane: Lane) -> Decision | None:
         for waiter in lane:
             growing = waiter.holding if waiter.grows else None
             try:
-                if self._book.blocked_by(lane.group, waiter.wants, growing) is None:
+                blocked = self._book.blocked_by(lane.group, waiter.wants, growing)
+                if blocked is None and not self._comes_after(waiter):
                     self._book.check_limit_with(lane.group, waiter.wants, growing)
                     return waiter, None
             except PolicyError as error:
