@@ -394,7 +394,7 @@ def what_grows_on_a_model_that_drains_goes_with_it(patch: Patch) -> None:
 
 
 def a_model_comes_back_with_its_own_priority(patch: Patch) -> None:
-    patch(Admission, "priority_of", lambda _original: lambda self, holding: holding.priority)
+    patch(Admission, "priority_of_model", lambda _original: lambda self, holding: holding.priority)
 
 
 def a_model_passes_those_it_went_for(patch: Patch) -> None:

@@ -93,21 +93,21 @@ class Admission:
                     place = waited_since if place is None else min(place, waited_since)
         return place
 
-    def priority_of(self, holding: Holding) -> int:
-        """The priority of a newcomer: of a model that went for others, no more than theirs."""
+    def priority_of_model(self, holding: Holding) -> int:
+        """The priority of a model that comes in: where it went for others, no more than theirs."""
         others = [other.holding.priority for other in self._gone_for(holding)]
         return min([holding.priority, *others])
 
     def _gone_for(self, holding: Holding) -> Iterator[Waiter]:
         """Those that a model was asked to yield for, and which wait still."""
-        if holding.evictable:
-            for other in itertools.chain(self.growers.by_id.values(), self.queue.by_id.values()):
-                if holding.ticket_id in other.made_go:
-                    yield other
+        waiting = itertools.chain(self.growers.by_id.values(), self.queue.by_id.values())
+        return (other for other in waiting if holding.ticket_id in other.made_go)
 
     def _comes_after(self, waiter: Waiter) -> Waiter | None:
         """One that it does not pass, whatever fits: it went for that, in vain else."""
-        others = () if waiter.grows else self._gone_for(waiter.holding)
+        if waiter.grows or not waiter.holding.evictable:
+            return None
+        others = self._gone_for(waiter.holding)
         return next((w for w in others if w.grows or w.key < waiter.key), None)
 
     def goes_with_its_model(self, waiter: Waiter) -> bool:

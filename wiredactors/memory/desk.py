@@ -65,7 +65,8 @@ class Desk:
             return
         try:
             holding = self._holding_for(ticket, self._book.group_for(ticket.policy), reply)
-            holding.priority = self._admission.priority_of(holding)
+            if holding.evictable:
+                holding.priority = self._admission.priority_of_model(holding)
             if not self._settlement.captured:
                 self._settlement.capture()
             if self._admission.idle and self._book.fits(holding.group, holding.size):
