@@ -49,7 +49,7 @@ class Shape:
 
 
 #: "tiny", whose cache is wide for its size, is for tests; "slim", "small", "wordy", which has as
-#: many words as SmolLM2, and "wordier", with those of Llama 3, are for CPUs, "1b" and "8b" for GPUs.
+#: words as SmolLM2, and "wordier", with those of Llama 3, are for CPUs; "1b" and "8b" for GPUs.
 SHAPES = {
     "tiny": Shape(hidden=64, layers=4, inner=128, heads=4, kv_heads=4,
                   vocabulary=512, dtype="float32"),
