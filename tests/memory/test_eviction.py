@@ -390,6 +390,17 @@ class TestBusyModels:
         d.end("a")
         assert load.answered
 
+    def test_once_it_is_in_use_nothing_is_kept_for_those_that_it_must_go_for(self, driver):
+        d = driver(ceiling=100, overtake_seconds=5.0)
+        model(d, "a", 40)
+        d.start("filler", 40)
+        model(d, "load", 70)
+        d.advance(5)
+        work = d.start("work", 10, OTHER)
+        assert not work.answered, "it is kept for load"
+        d.use("a", in_use=True)
+        assert work.answered
+
     def test_it_may_be_at_once(self, driver):
         d = driver(ceiling=100, turn_seconds=0.0)
         model(d, "a", 60, idle=False)
@@ -994,6 +1005,35 @@ class TestShares:
         world.load("big", 20, 60, idle=False)
         world.ask("load", 80, 10)
         assert d.asked == ["big"]
+
+    def test_the_last_to_ask_for_more_is_not_refused_while_it_is_about_to_shrink(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("a", 20, 40)
+        world.load("b", 10, 10)
+        d.start("job", 30)
+        world.go("a")
+        grown = d.resize("job", 60)
+        assert not grown.answered
+        world.fit()
+        assert grown.answer is not None
+        assert d.asked == []
+
+    def test_what_it_is_about_to_shrink_by_is_for_the_first_that_waits(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("a", 20, 40)
+        world.load("b", 10, 10)
+        d.start("job", 30)
+        world.go("a")
+        first = d.reserve("first", 30, OTHER)
+        second = d.reserve("second", 30, SUM)
+        assert not first.answered
+        assert d.asked == ["b"], "for the second"
+        world.go("b")
+        world.fit()
+        assert first.answered
+        assert second.answered
 
     def test_the_workspace_that_grows_does_not_count_on_its_own_shrinking(self, driver):
         d = driver(ceiling=100)

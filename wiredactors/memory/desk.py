@@ -308,7 +308,7 @@ class Desk:
         holding.used_at = self._journal.now
         self._book.reservations.used(holding)
         self._journal.emit_ticket(EventKind.TICKET_USED, holding, details=details)
-        if self._growers.by_id:  # that may have counted on it, and wait for nothing now
+        if holding.evictable:  # those that count on it keep room only while it would go
             self.admit()
 
     def pin(self, command: m.Pin) -> None:

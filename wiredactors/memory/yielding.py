@@ -48,7 +48,7 @@ class Plans:
         plan = self._find(waiter, self._caches(models=models), in_group_only=in_group_only)
         if plan is None and models:
             plan = self._find(waiter, self._idle(), in_group_only=in_group_only)
-        return plan if plan is not None and plan.yielding else None
+        return plan if plan is not None and (plan.yielding or plan.shrinking) else None
 
     def after_work(self, waiter: Waiter, busy: Callable[[Holding], bool]) -> Plan | None:
         """Which models must go before it fits once all active work has ended: those that have been
