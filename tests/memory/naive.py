@@ -108,9 +108,12 @@ class Naive:
         """Whether it lives or waits."""
         return any(ticket.id == ticket_id for ticket in [*self._live, *self._queue])
 
-    def may_yield_to(self, ticket_id: str) -> list[str]:
-        """The live reservations that may be asked to go for one that waits, while work goes on."""
-        models = self.models_yield_to(ticket_id)
+    def may_yield_to(self, ticket_id: str, *, first: bool = True) -> list[str]:
+        """The live reservations that may be asked to go for one that waits, while work goes on.
+
+        Where it is not the first, those before it may leave it too little even without all work.
+        """
+        models = not first or self.models_yield_to(ticket_id)
         return [
             other.id
             for other in self._could_yield_to(ticket_id)

@@ -466,11 +466,12 @@ class LedgerMachine(Host):
         if any(tickets[id]["in_use"] for id in models):
             self.look_at_drain(event.ticket_id, asked)
             return
-        may_yield = naive.may_yield_to(event.ticket_id)
+        first = self.is_first(event.ticket_id)
+        may_yield = naive.may_yield_to(event.ticket_id, first=first)
         assert set(asked) <= set(may_yield) <= set(tickets)
         gone = self.going() | set(asked)
         caches = {id for id in may_yield if tickets[id]["reclaimable"]}
-        if models and self.is_first(event.ticket_id):
+        if models and first:
             assert not naive.fits_without(event.ticket_id, caches), "caches would do"
         kept = naive.keeps_room(event.ticket_id, self.now)
         in_vain = not naive.fits_without(event.ticket_id, gone)
