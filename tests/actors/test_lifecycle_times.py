@@ -155,19 +155,7 @@ async def test_a_pinned_model_never_goes_by_itself(autojump_clock: MockClock) ->
         assert model.state == "absent"
 
 
-@pytest.mark.parametrize(
-    "load_seconds",
-    [
-        20.0,
-        pytest.param(
-            40.0,
-            marks=pytest.mark.xfail(
-                reason="who has waited for `turn_seconds` sends a model away that has just come,"
-                " and its jobs wait behind the room that is kept for that: so for ever"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("load_seconds", [20.0, 40.0])
 async def test_two_models_that_do_not_fit_together_serve_both_though_loads_take_long(
     load_seconds: float, autojump_clock: MockClock
 ) -> None:
@@ -544,31 +532,17 @@ class Machine(RecordingBackend):
     """
 
     engine: ModelledEngine
-    kept_here: bool
 
     def memory_reading(self) -> wa.MemoryReading:
         taken, left = self.engine.held_bytes, self.engine.leftover_bytes
-        here = taken if self.kept_here else taken - left
-        return wa.MemoryReading(300 * M, max(0, 300 * M - taken), here)
+        return wa.MemoryReading(300 * M, max(0, 300 * M - taken), taken - left)
 
 
-@pytest.mark.parametrize(
-    "kept_here",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                reason="the weights that leave, and those that wait, claim what is left behind in"
-                " this process, so that it does not count"
-            ),
-        ),
-    ],
-)
 async def test_memory_is_measured_again_after_an_unload_and_before_the_next_admission(
-    kept_here: bool, autojump_clock: MockClock
+    autojump_clock: MockClock,
 ) -> None:
-    """Tickets may have 290 MiB of it, and the next model wants 210; half of the last is left."""
+    """Tickets may have 290 MiB of it, and the next model wants 210; half of the last is left, not
+    in this process."""
     machine = Machine()
     leaking = attrs.evolve(MODEL, weight_bytes=200 * M, leftover_bytes=100 * M)
     house = House(
@@ -578,7 +552,7 @@ async def test_memory_is_measured_again_after_an_unload_and_before_the_next_admi
         m=leaking,
         other=attrs.evolve(MODEL, weight_bytes=200 * M),
     )
-    machine.engine, machine.kept_here = house.engine, kept_here
+    machine.engine = house.engine
     async with house.opened() as runtime, trio.open_nursery() as nursery:
         model, other = runtime.add("m"), runtime.add("other")
         await model.load()

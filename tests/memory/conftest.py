@@ -67,13 +67,14 @@ class Driver:
         kind: str = "active",
         exclusive: bool = False,
         requires: tuple[str, ...] = (),
+        since: float | None = None,
         **more: Any,
     ) -> Reply:
         reply = Reply(ticket_id)
         policy = WiredSumPolicy() if policy is None else policy
         ticket = WiredMemoryTicket(size, policy, kind, id=ticket_id, **more)
         ticket.requires = requires
-        self.send(m.Start(ticket, reply, exclusive))
+        self.send(m.Start(ticket, reply, exclusive, since))
         return reply
 
     def reserve(self, ticket_id: str, size: int, policy: WiredMemoryPolicy | None = None, **more):

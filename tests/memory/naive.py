@@ -45,13 +45,11 @@ class Ticket:
     made_go: set[str] = attrs.field(factory=set)  # those asked for it while it waits, as told
     served_since: float | None = None
     share: Share | None = None
-    waited_since: float | None = None
-    place: float | None = None
 
     @property
-    def lane(self) -> tuple[object, int, float | None]:
+    def lane(self) -> tuple[object, int]:
         """Those who wait in one line."""
-        return self.policy.id, self.priority, self.place
+        return self.policy.id, self.priority
 
     @property
     def kept(self) -> bool:
@@ -276,9 +274,6 @@ class Naive:
             waiting = [*self._queue, *self._growers]
             others = [other.priority for other in waiting if ticket_id in other.made_go]
             ticket.priority = min([priority, *others])
-        ticket.place = self._place_of(ticket, now)
-        if ticket.place is not None:
-            ticket.since = ticket.place
         self._queue.append(ticket)
         if share is not None:
             self._shared.add(share.ticket_id)
@@ -290,13 +285,6 @@ class Naive:
             self._queue.remove(ticket)
             return [*decided, ("refused", ticket_id), *self._serve(now)]
         return [*decided, ("waits", ticket_id)]
-
-    def _place_of(self, ticket: Ticket, now: float) -> float | None:
-        """Work on a model that waited stands where that stood, while the model has its turn."""
-        models = [t for t in self._live if t.evictable and t.id in ticket.requires]
-        in_turn = [t.waited_since for t in models if now < self.turn_ends_at(t.id)]
-        waited = [since for since in in_turn if since is not None]
-        return min(waited, default=None) if ticket.kind == "active" else None
 
     def cancel(self, ticket_id: str, now: float) -> list[Decision]:
         """A waiting start gives up."""
@@ -452,8 +440,6 @@ class Naive:
                 self._queue.remove(ticket)
                 self._live.append(ticket)
                 ticket.in_use = ticket.evictable
-                if ticket.evictable:
-                    ticket.waited_since = ticket.since
                 ticket.since = now
                 return [("admitted", ticket.id)]
         return []

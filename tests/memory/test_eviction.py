@@ -527,28 +527,41 @@ class TestBusyModels:
         d.advance(1)
         assert d.asked == ["a", "b"]
 
-    def test_work_on_a_model_that_waited_stands_where_that_stood(self, driver):
-        d = driver(ceiling=100, overtake_seconds=5.0)
-        model(d, "a", 60, idle=False)
+    def test_work_that_waited_for_its_model_stands_as_if_it_had_waited_here(self, driver):
+        d = driver(ceiling=100)
         model(d, "b", 50, idle=False)
+        d.start("work of b", 40, requires=("b",))
+        d.advance(20)
         model(d, "c", 90, idle=False)
-        d.advance(50)
+        d.advance(20)
+        d.start("late", 20, requires=("b",))
+        d.start("early", 20, requires=("b",), since=10.0)
+        d.start("earlier", 20, requires=("b",), since=5.0)
+        assert d.waiting == ["earlier", "early", "c", "late"]
+        assert explain(d, "early").since == 10.0
+        assert d.last("admission_wait").details["since"] == 5.0
+
+    def test_nobody_has_waited_since_a_time_to_come(self, driver):
+        d = driver(ceiling=10)
+        d.start("all", 10)
+        d.start("first", 5)
+        d.start("second", 5, since=1000.0)
+        assert d.waiting == ["first", "second"]
+        assert "since" not in d.last("admission_wait").details
+
+    def test_one_that_went_for_another_stands_behind_it_however_long_it_waits(self, driver):
+        d = driver(ceiling=100, turn_seconds=5.0, overtake_seconds=5.0)
+        model(d, "a", 60)
+        d.use("a", in_use=True)
+        d.start("work", 35)
+        d.advance(10)
+        d.reserve("b", 70, SUM, evictable=True)
+        d.advance(5)
+        assert d.asked == ["a"]
         d.end("a")
-        assert d.running == ["b"]
-        assert d.start("work of b", 40, requires=("b",)).answered, "c keeps no room before it"
-        d.use("b", in_use=True)
-        later = d.start("more work of b", 20, requires=("b",))
-        assert d.waiting == ["more work of b", "c"]
-        assert explain(d, "more work of b").since == 1.0
-        assert d.last("admission_wait").details["since"] == 1.0
-        assert d.asked == ["a"]
-        d.advance(30)
-        d.start("work that comes late", 5, requires=("b",))
-        assert d.waiting == ["more work of b", "c", "work that comes late"]
-        assert d.asked == ["a"]
-        d.end("work of b")
-        assert later.answered
-        assert d.asked == ["a", "b"], "its turn is over, and c the first"
+        d.reserve("a", 40, SUM, evictable=True, since=0.0, priority=3)
+        assert d.waiting == ["b", "a"]
+        assert d.last("admission_wait").priority == 0
 
     def test_meanwhile_work_of_others_takes_the_room_that_is_free(self, driver):
         d = driver(ceiling=100, overtake_seconds=5.0)
@@ -642,18 +655,6 @@ class TestServing:
         assert d.asked == []
         d.use("b", in_use=True)
         assert d.asked == ["b"]
-
-    def test_work_that_comes_while_it_is_loaded_stands_where_it_stood(self, driver):
-        d = driver(ceiling=100, overtake_seconds=5.0)
-        model(d, "a", 60, idle=False)
-        model(d, "b", 50)
-        model(d, "c", 90)
-        d.advance(50)
-        d.end("a")
-        d.advance(100)
-        assert d.start("work of b", 40, requires=("b",)).answered
-        d.start("more work of b", 20, requires=("b",))
-        assert d.waiting == ["more work of b", "c"]
 
 
 def crowd(driver):

@@ -38,6 +38,7 @@ class House:
         self.leaving: set[str] = set()
         self.jobs: dict[str, tuple[str, int, object]] = {}  # model, size, reply of its start
         self.wanted: list[tuple[str, str, int]] = []  # jobs whose model is not there
+        self.since: dict[str, float] = {}  # when each job was asked for
         self.number = 0
         self.done = 0
 
@@ -47,6 +48,7 @@ class House:
         self.number += 1
         job = (f"job{self.number}", self.random.choice(sorted(MODELS)), self.random.choice([5, 15]))
         self.wanted.append(job)
+        self.since[job[0]] = self.d.now
         self.look()
 
     def end_a_job(self) -> None:
@@ -107,7 +109,8 @@ class House:
                 self.wanted.remove((job, name, size))
                 requires = (name, "workspace")
                 d.use(name, in_use=True)
-                self.jobs[job] = (name, size, self._start(job, size, name, requires))
+                reply = self._start(job, size, name, requires)
+                self.jobs[job] = (name, size, reply)
                 return True
             if name not in self.loaded and name not in self.loading:
                 self._load(name)
@@ -116,7 +119,8 @@ class House:
         return any(self._say_use(name) for name in sorted(serving))
 
     def _start(self, job: str, size: int, name: str, requires: tuple[str, ...]):
-        return self.d.start(job, size, SUM, requires=requires, priority=PRIORITIES[name])
+        more = {"priority": PRIORITIES[name], "since": self.since[job]}
+        return self.d.start(job, size, SUM, requires=requires, **more)
 
     def _has_jobs(self, name: str) -> bool:
         return any(model == name for model, _, _ in self.jobs.values())
@@ -126,6 +130,7 @@ class House:
         size = weights + max(0, share - self._held_once()) + margin
         part = Share(WORKSPACE, share, margin)
         more = {"evictable": True, "share": part, "priority": PRIORITIES[name]}
+        more["since"] = min(self.since[job] for job, model, _ in self.wanted if model == name)
         reply = self.d.reserve(name, size, SUM, **more)
         assert reply.error is None
         self.loading[name] = reply

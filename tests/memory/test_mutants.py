@@ -394,7 +394,7 @@ def what_grows_on_a_model_that_drains_goes_with_it(patch: Patch) -> None:
 
 
 def a_model_comes_back_with_its_own_priority(patch: Patch) -> None:
-    patch(Admission, "priority_of_model", lambda _original: lambda self, holding: holding.priority)
+    patch(Admission, "stand_behind", lambda _original: lambda self, holding: None)
 
 
 def a_model_passes_those_it_went_for(patch: Patch) -> None:
@@ -469,11 +469,14 @@ def test_the_ledger_itself_passes():
     run_state_machine_as_test(LedgerMachine, settings=QUICK)
 
 
-def a_model_has_no_turn_of_its_own(patch: Patch) -> None:
-    def change(_original):
-        return lambda self, holding, now: None
+def what_waited_elsewhere_waits_anew(patch: Patch) -> None:
+    def change(original):
+        def holding_for(self, command, group):
+            return original(self, attrs.evolve(command, since=None), group)
 
-    patch(Admission, "place_of", change)
+        return holding_for
+
+    patch(Desk, "_holding_for", change)
 
 
 def room_is_kept_for_what_needs_models_in_use(patch: Patch) -> None:
@@ -542,8 +545,8 @@ RARE = [
         eviction.TestBusyModels.test_while_one_drains_no_other_is_asked_for_the_same,
     ),
     (
-        a_model_has_no_turn_of_its_own,
-        eviction.TestBusyModels.test_work_on_a_model_that_waited_stands_where_that_stood,
+        what_waited_elsewhere_waits_anew,
+        eviction.TestBusyModels.test_work_that_waited_for_its_model_stands_as_if_it_had_waited_here,
     ),
     (
         what_is_due_counts_for_nothing,

@@ -17,7 +17,7 @@ class Manager:
     def __init__(self):
         self.calls = []
 
-    async def start_ticket(self, ticket, *, exclusive=False):
+    async def start_ticket(self, ticket, *, exclusive=False, since=None):
         self.calls.append("exclusive start" if exclusive else "start")
         return 5
 

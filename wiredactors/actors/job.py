@@ -54,6 +54,7 @@ class Job:
     Attributes:
         id: its name in events, and in the engine.
         model: the name of its model.
+        since: when it was asked for, in seconds on trio's clock.
         request: what was asked for.
         ticket: the memory that it waits for and holds; its size is known once the model is there.
         result: None until it has ended.
@@ -84,6 +85,7 @@ class Job:
         self._sizes_ticket = sizes_ticket
         self._row: Row | None = None
         self._told = False  # that it is queued
+        self._stood_in_line = False
         self._cancelled = False
         self._postponed = False
         self._start_scope = trio.CancelScope()
@@ -97,7 +99,7 @@ class Job:
         self._tokens: list[int] = []
         self._finish_reason = ""
         self._kv_bytes = 0
-        self._began = trio.current_time()
+        self.since = trio.current_time()
         self._admitted: float | None = None
         self._first_token: float | None = None
         self._last_token: float | None = None
@@ -176,6 +178,7 @@ class Job:
     def stand_in_line(self) -> None:
         """The model is not there: the job has no row yet, or has none any more."""
         self._row = None
+        self._stood_in_line = True
         if not self._told:
             self._told = True
             self._note(EventKind.JOB_QUEUED)
@@ -246,9 +249,10 @@ class Job:
                 await manager.end_ticket(self.ticket)
 
     async def _start_ticket(self, manager: TicketManager) -> None:
-        await manager.start_ticket(self.ticket, exclusive=True)
+        since = self.since if self._stood_in_line else None
+        await manager.start_ticket(self.ticket, exclusive=True, since=since)
         self._admitted = trio.current_time()
-        self._note(EventKind.JOB_ADMITTED, waited=self._admitted - self._began)
+        self._note(EventKind.JOB_ADMITTED, waited=self._admitted - self.since)
 
     async def _run_row(self, row: Row) -> None:
         """Returns when the engine holds nothing of the row."""
@@ -272,7 +276,7 @@ class Job:
             self._last_token = now = trio.current_time()
             if self._first_token is None:
                 self._first_token = now
-                self._note(EventKind.JOB_FIRST_TOKEN, seconds=now - self._began)
+                self._note(EventKind.JOB_FIRST_TOKEN, seconds=now - self.since)
         if text or token is not None:
             self._texts.append(text)
             self._send.send_nowait(Chunk(text, token, output.logprob, output.top_logprobs))
@@ -297,8 +301,8 @@ class Job:
             prompt_tps=_rate(prompt_tokens, admitted, first),
             generation_tps=_rate(later, first, self._last_token),
             finish_reason=reason,
-            waited=admitted - self._began,
-            time_to_first_token=None if first is None else first - self._began,
+            waited=admitted - self.since,
+            time_to_first_token=None if first is None else first - self.since,
             ticket_size=self.ticket.size,
             kv_bytes=self._kv_bytes,
         )

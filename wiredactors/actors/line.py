@@ -14,12 +14,14 @@ class Caller:
 
     Attributes:
         arrival: its number in the line.
+        since: when it came, in seconds on trio's clock.
     """
 
     priority = 0
 
     def __init__(self, arrival: int):
         self.arrival = arrival
+        self.since = trio.current_time()
         self._called = trio.Event()
         self._error: Exception | None = None
 
@@ -67,6 +69,11 @@ class Line:
     def priority(self) -> int:
         """The highest of those who wait."""
         return max((waiting.priority for waiting in self._waiting.values()), default=0)
+
+    @property
+    def since(self) -> float:
+        """Since when the first of them has waited."""
+        return min(waiting.since for waiting in self._waiting.values())
 
     def join(self, waiting: Waiting) -> None:
         self._waiting[waiting.arrival] = waiting

@@ -171,13 +171,13 @@ class WiredMemoryManager:
     # -- for tickets
 
     def start_ticket(
-        self, ticket: WiredMemoryTicket, *, exclusive: bool = False
+        self, ticket: WiredMemoryTicket, *, exclusive: bool = False, since: float | None = None
     ) -> Coroutine[Any, Any, int]:
-        """See `WiredMemoryTicket.start`."""
+        """See `WiredMemoryTicket.start`; `since` is that of `messages.Start`."""
         # Not a coroutine around a coroutine: thousands may wait in it.
         if self._inert:
             return _do_nothing()
-        return self._ask(m.Start(ticket, Request(ticket), exclusive), m.CancelStart)
+        return self._ask(m.Start(ticket, Request(ticket), exclusive, since), m.CancelStart)
 
     async def end_ticket(self, ticket: WiredMemoryTicket) -> int:
         """See `WiredMemoryTicket.end`."""

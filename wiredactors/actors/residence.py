@@ -55,6 +55,7 @@ class Residence:
         life: Life,
         *,
         priority: int,
+        since: float,
         pinned: Callable[[], bool],
         settle: Callable[[], object],
     ) -> AsyncIterator[EngineModel]:
@@ -78,7 +79,7 @@ class Residence:
         )
         life.weights = weights
         life.tell(EventKind.MODEL_QUEUED, size=weights.size, source=plan.source)
-        await weights.start()
+        await weights.bind().start_ticket(weights, since=since)
         try:
             life.move(ModelEvent.ADMITTED)
             life.tell(EventKind.MODEL_LOADING, size=weights.size)

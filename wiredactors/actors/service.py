@@ -263,6 +263,7 @@ class Service:
                 self.source,
                 self._options,
                 priority=self._line.priority,
+                since=self._line.since,
                 pinned=lambda: self.pinned,
             )
         finally:

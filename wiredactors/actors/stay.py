@@ -104,11 +104,17 @@ class Stay:
         self._unused.cancel()
 
     async def run(
-        self, source: str, options: LoadOptions, *, priority: int, pinned: Callable[[], bool]
+        self,
+        source: str,
+        options: LoadOptions,
+        *,
+        priority: int,
+        since: float,
+        pinned: Callable[[], bool],
     ) -> None:
         """Be in memory; returns when nothing of it is held, also where it has failed.
 
-        `priority` is that of its reservation.
+        `priority` is that of its reservation, which stands in the queue as if it waited `since`.
         """
         host = self._host
         self._life.move(ModelEvent.WANTED)
@@ -120,6 +126,7 @@ class Stay:
                     plan,
                     self._life,
                     priority=priority,
+                    since=since,
                     pinned=lambda: pinned() and not self._leaves,
                     settle=host.settle,
                 ) as loaded:

@@ -32,7 +32,6 @@ from wiredactors.memory.group import Group
 from wiredactors.memory.holding import Holding
 from wiredactors.memory.lane import Key, Lane, Waiter
 from wiredactors.memory.queue import WaitQueue
-from wiredactors.memory.switches import turn_ends_at
 from wiredactors.memory.yielding import Plans
 
 #: A waiter, and why it is refused; None lets it in.
@@ -76,27 +75,14 @@ class Admission:
         """How long one may wait before its room is kept."""
         return self._configuration.overtake_seconds
 
-    def place_of(self, holding: Holding, now: float) -> float | None:
-        """The place of a newcomer that stands where another stood: since when that waited.
+    def stand_behind(self, holding: Holding) -> None:
+        """Put a model that comes back behind all that it went for and that wait yet.
 
-        In the turn of a model, work on it stands where that stood. Else it would
-        stand behind all who came meanwhile, and models would make each other go with nothing done.
+        Else it could come in before them, and would have gone for nothing.
         """
-        place: float | None = None
-        if holding.active and self._book.reservations.evictable:
-            for ticket_id in holding.requires:
-                model = self._book.reservations.evictable.get(ticket_id)
-                if model is None or model.waited_since is None:
-                    continue
-                if now < turn_ends_at(model, self._configuration.turn_seconds):
-                    waited_since = model.waited_since
-                    place = waited_since if place is None else min(place, waited_since)
-        return place
-
-    def priority_of_model(self, holding: Holding) -> int:
-        """The priority of a model that comes in: where it went for others, no more than theirs."""
-        others = [other.holding.priority for other in self._gone_for(holding)]
-        return min([holding.priority, *others])
+        for waiter in self._gone_for(holding):
+            holding.priority = min(holding.priority, waiter.holding.priority)
+            holding.since = max(holding.since, waiter.since)
 
     def _gone_for(self, holding: Holding) -> Iterator[Waiter]:
         """Those that a model was asked to yield for, and which wait still."""

@@ -24,7 +24,6 @@ from wiredactors.memory.journal import Journal
 from wiredactors.memory.lane import Waiter
 from wiredactors.memory.settlement import Settlement
 from wiredactors.memory.share import Share
-from wiredactors.memory.tickets import WiredMemoryTicket
 
 
 class Desk:
@@ -64,9 +63,7 @@ class Desk:
             self._start_again(command)
             return
         try:
-            holding = self._holding_for(ticket, self._book.group_for(ticket.policy), reply)
-            if holding.evictable:
-                holding.priority = self._admission.priority_of_model(holding)
+            holding = self._holding_for(command, self._book.group_for(ticket.policy))
             if not self._settlement.captured:
                 self._settlement.capture()
             if self._admission.idle and self._book.fits(holding.group, holding.size):
@@ -76,10 +73,9 @@ class Desk:
         except WiredMemoryError as error:
             self._refuse_admission(reply, ticket.id, ticket.size, error)
             return
-        place = self._admission.place_of(holding, self._journal.now)
-        if place is not None:
-            holding.since = place
-        self._wait(Waiter(holding, reply, wants=holding.size, since=holding.since, place=place))
+        if holding.evictable:
+            self._admission.stand_behind(holding)
+        self._wait(Waiter(holding, reply, wants=holding.size, since=holding.since))
 
     def _start_again(self, command: m.Start) -> None:
         holding = self._book.holdings.get(command.ticket_id)
@@ -93,7 +89,8 @@ class Desk:
             self._journal.emit_ticket(EventKind.TICKET_START_IGNORED, holding)
             self._answers.owe_again(command.reply, holding)
 
-    def _holding_for(self, ticket: WiredMemoryTicket, group: Group, reply: m.Reply) -> Holding:
+    def _holding_for(self, command: m.Start, group: Group) -> Holding:
+        ticket, now = command.ticket, self._journal.now
         return Holding(
             ticket.id,
             ticket.size,
@@ -103,8 +100,8 @@ class Desk:
             ticket.pinned,
             ticket.reclaimable,
             ticket.requires if ticket.share is None else _with_share(ticket.requires, ticket.share),
-            self._journal.now,
-            reply,
+            now if command.since is None else min(command.since, now),
+            command.reply,
             ticket.evictable,
             ticket.share,
         )
@@ -120,14 +117,12 @@ class Desk:
             self._fail_waiter(waiter, QueueFull(len(self._queue.by_id) - 1, bound))
             self.admit()  # it may have kept room free
         else:
-            more = {} if waiter.place is None else {"since": waiter.place}
+            more = {"since": waiter.since} if waiter.since < self._journal.now else {}
             self._journal.emit_ticket(EventKind.ADMISSION_WAIT, waiter.holding, more=more)
 
     def _let_in(self, holding: Holding) -> None:
         self._journal.emit_ticket(EventKind.ADMISSION_GRANTED, holding)
         self._book.add(holding)
-        if holding.evictable:
-            holding.waited_since = holding.since
         holding.since = holding.used_at = self._journal.now
         holding.in_use = holding.evictable
         self._journal.tickets_started += 1

@@ -24,7 +24,6 @@ class Holding:
         asked: its owner has been asked to give it up, and has not yet.
         in_use: an evictable one is in use.
         served_since: since when an evictable one has served; None while its model is loaded yet.
-        waited_since: of a live evictable one, since when it waited to come in.
     """
 
     ticket_id: str
@@ -44,7 +43,6 @@ class Holding:
     asked: bool = False
     in_use: bool = False
     served_since: float | None = None
-    waited_since: float | None = None
 
     @property
     def active(self) -> bool:

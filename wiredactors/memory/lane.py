@@ -1,9 +1,10 @@
 """Lanes: those that wait for the same bytes in the same way, one after the other.
 
-A lane holds the waiters of one group, one priority and one place, so its order is that of arrival
-and never changes. It finds the first that fits into a room without looking at each: a tree over its
-slots keeps the least size below each node. And it counts how often each was passed without touching
-each: a pass is noted at the last one that it passed, and counts for all before that one as well.
+A lane holds waiters of one group and one priority, so its order is that of the time since when they
+wait, and never changes. It finds the first that fits into a room without looking at each: a tree
+over its slots keeps the least size below each node. And it counts how often each was passed without
+touching each: a pass is noted at the last one that it passed, and counts for all before that one as
+well.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ class Waiter:
     Attributes:
         lane, slot: where it stands.
         said_to_need: the bytes of reservations that must go for it, as an event last said.
-        place: of one that stands where another stood, since when that waited; see `Admission`.
         made_go: the models that were asked to yield for it.
     """
 
@@ -45,7 +45,6 @@ class Waiter:
     lane: Lane | None = None
     slot: int = -1
     said_to_need: int = 0
-    place: float | None = None
     made_go: frozenset[str] = frozenset()
 
     @property
@@ -71,11 +70,13 @@ class Lane:
     """
 
     __slots__ = ("_end", "_head", "_least", "_noted", "_passes", "_slots", "_width", "count",
-                 "group", "priority")  # fmt: skip
+                 "group", "number", "priority")  # fmt: skip
 
-    def __init__(self, group: Group, priority: int = 0):
+    def __init__(self, group: Group, priority: int = 0, number: int = 0):
+        """`number` tells lanes of one group and one priority apart."""
         self.group = group
         self.priority = priority
+        self.number = number
         self.count = 0
         self._lay_out([], [])
 
@@ -101,6 +102,13 @@ class Lane:
         self._least = least
 
     # -- changing
+
+    def takes(self, key: Key) -> bool:
+        """Whether one of that key may stand at the end."""
+        if not self._slots:
+            return True
+        last = self._slots[-1]
+        return (last.key if isinstance(last, Waiter) else last) <= key
 
     def append(self, waiter: Waiter) -> None:
         """Put `waiter` at the end."""

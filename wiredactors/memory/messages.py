@@ -24,11 +24,18 @@ Reply = Any
 
 @attrs.define(eq=False)
 class Start:
-    """Admit a ticket. `exclusive`: a ticket that runs already is an error, not ignored."""
+    """Admit a ticket.
+
+    Attributes:
+        exclusive: a ticket that runs already is an error, not ignored.
+        since: since when its owner has waited for something else before (a job for its model), on
+            the ledger's clock: it stands in the queue as if it had waited here. None: it has not.
+    """
 
     ticket: WiredMemoryTicket
     reply: Reply
     exclusive: bool = False
+    since: float | None = None
 
     @property
     def ticket_id(self) -> str:

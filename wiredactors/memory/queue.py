@@ -3,8 +3,8 @@
 The order is priority, raised by one for each `aging_seconds` waited, then arrival. All that wait
 age alike, so the comparison never changes while they do: an earlier arrival is worth
 `aging_seconds` for each step of priority. That makes the key a constant, set at arrival, and those
-of one group and one priority a lane in the order of arrival. Those that stand where a model stood
-are lanes of their own.
+of one group and one priority a lane in the order of arrival. One that has waited elsewhere before
+(for its model) stands as if it had waited here; where that is amid a lane, it is in another one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class WaitQueue:
         """`by_priority` False: the order is that of arrival."""
         self.aging_seconds = aging_seconds
         self._by_priority = by_priority
-        self._lanes: dict[tuple[Group, int, float | None], Lane] = {}
+        self._lanes: dict[tuple[Group, int, int], Lane] = {}
         self.by_id: dict[str, Waiter] = {}
         self._arrivals = itertools.count()
         self.required: Counter[str] = Counter()
@@ -42,21 +42,28 @@ class WaitQueue:
         priority = holding.priority if self._by_priority else 0
         ahead = priority * self.aging_seconds if priority else 0.0
         waiter.key = (waiter.since - ahead, next(self._arrivals))
-        key = (holding.group, priority, waiter.place)
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = Lane(holding.group, priority)
-        lane.append(waiter)
+        self._lane_for(waiter, priority).append(waiter)
         self.by_id[holding.ticket_id] = waiter
         for ticket_id in holding.requires:
             self.required[ticket_id] += 1
+
+    def _lane_for(self, waiter: Waiter, priority: int) -> Lane:
+        """The first of its lanes at whose end it may stand."""
+        group = waiter.holding.group
+        for number in itertools.count():
+            lane = self._lanes.get((group, priority, number))
+            if lane is None:
+                lane = self._lanes[group, priority, number] = Lane(group, priority, number)
+            if lane.takes(waiter.key):
+                return lane
+        raise AssertionError
 
     def remove(self, waiter: Waiter) -> None:
         lane = waiter.lane
         assert lane is not None
         lane.remove(waiter)
         if not lane.count:
-            del self._lanes[lane.group, lane.priority, waiter.place]
+            del self._lanes[lane.group, lane.priority, lane.number]
         del self.by_id[waiter.holding.ticket_id]
         for ticket_id in waiter.holding.requires:
             self.required[ticket_id] -= 1
