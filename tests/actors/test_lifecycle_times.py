@@ -675,3 +675,25 @@ async def test_a_load_that_nobody_but_a_caller_waits_for_is_not_drained(
         nursery.start_soon(refused, model.load)
         await trio.sleep(0.5)
     assert trio.current_time() == 1
+
+
+@pytest.mark.parametrize(
+    ("idle_seconds", "loads"), [(0.0, ["m", "other", "m"]), (0.5, ["m", "other"])]
+)
+async def test_a_moment_without_work_is_not_idleness_yet(
+    idle_seconds: float, loads: list[str], autojump_clock: MockClock
+) -> None:
+    """Whoever had an answer asks again 0.1 s later, while another model waits."""
+    house = House(ceiling=BASE + ROW)
+    house.engine.idle_seconds = idle_seconds
+    async with house.opened() as runtime:
+        model, other = runtime.add("m"), runtime.add("other")
+        first = model.start_generation(PROMPT, 2)
+        await trio.sleep(1)
+        coming = other.start_generation(PROMPT, 2)
+        await first.wait()
+        await trio.sleep(0.1)
+        second = model.start_generation(PROMPT, 2)
+        for job in (second, coming):
+            assert (await job.wait()).finish_reason == "length"
+    assert [record.model for record in house.engine.records if record.what == "load"] == loads

@@ -120,6 +120,13 @@ class Engine(Protocol):
     def pool_bytes(self) -> int:
         """What its allocator's pool of freed buffers may hold besides all tickets."""
 
+    @property
+    def idle_seconds(self) -> float:
+        """How long a model must have had nothing to do before it counts as idle.
+
+        Jobs that share a batch end in one step, and whoever asked may ask again at once.
+        """
+
     def limit_backend(self, guard: Guard) -> LimitBackend | None:
         """Who sets the wired limit at this engine's quiet points; after `open`."""
 

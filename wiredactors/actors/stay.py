@@ -176,8 +176,6 @@ class Stay:
                 self.was_ready = True
                 self._life.tell(EventKind.MODEL_READY, size=weights.size)
                 self._on_ready(work)
-                if work.is_idle:
-                    self._host.manager.use_ticket(weights, in_use=False)
                 await self._stay(work, weights)
             except BaseException:  # cancelled, maybe in a group
                 work.cancel()
@@ -192,11 +190,21 @@ class Stay:
     async def _stay(self, work: Work, weights: WiredMemoryTicket) -> None:
         """Returns when it must go and nothing runs on it."""
         async with open_bare_nursery() as watchers:
+            watchers.start_soon(self._tell_idleness, work)
             watchers.start_soon(self._leave_when_asked, work, weights)
             watchers.start_soon(self._leave_when_unused, work)
             await self._leaving.wait()
             await work.wait_idle()
             watchers.cancel_scope.cancel()
+
+    async def _tell_idleness(self, work: Work) -> None:
+        """A moment without work is not idleness yet: those who had their answers may ask again."""
+        while True:
+            await work.wait_idle()
+            with trio.move_on_after(self._host.engine.idle_seconds):
+                await work.wait_busy()
+            work.tell_idle()
+            await work.wait_busy()
 
     async def _leave_when_asked(self, work: Work, weights: WiredMemoryTicket) -> None:
         """Others need the room, also where it goes already: what has no memory yet comes later."""

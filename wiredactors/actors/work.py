@@ -56,6 +56,7 @@ class Work:
         self._idle = trio.Event()
         self._busy = trio.Event()
         self._idle.set()
+        self._told_in_use: bool | None = None  # None: that it serves at all
 
     @property
     def prefill_step_size(self) -> int:
@@ -174,7 +175,7 @@ class Work:
         return not self.jobs and not self._measurements
 
     def _see_if_used(self) -> None:
-        """Tell those who wait for it, and the manager, who lets no model yield that is in use."""
+        """Tell those who wait for it, and at once the manager if it is in use (again)."""
         if self.is_idle == self._idle.is_set():
             return
         if self.is_idle:
@@ -183,7 +184,17 @@ class Work:
         else:
             self._busy.set()
             self._idle = trio.Event()
-        self._manager.use_ticket(self._stands_on[0], in_use=not self.is_idle)
+        if not (self.is_idle or self._told_in_use):
+            self._tell_use(True)
+
+    def tell_idle(self) -> None:
+        """Tell the manager that it may let the model yield, if it is idle still."""
+        if self.is_idle and self._told_in_use is not False:
+            self._tell_use(False)
+
+    def _tell_use(self, in_use: bool) -> None:
+        self._told_in_use = in_use
+        self._manager.use_ticket(self._stands_on[0], in_use=in_use)
 
     def _ticket(self, id: str, size: int) -> WiredMemoryTicket:
         return WiredMemoryTicket(

@@ -44,6 +44,7 @@ class ModelledEngine:
     Attributes:
         sources: what can be loaded, by source; change it as you like.
         pool_bytes: as if its allocator kept so much.
+        idle_seconds: a model counts as idle so long after its last work.
         corrections: what was learned of each source; it outlives its models.
         records: what happened, in order.
         reports: every step's and load's report.
@@ -65,6 +66,7 @@ class ModelledEngine:
         """
         self.sources = dict({"model": ModelledModel()} if sources is None else sources)
         self.pool_bytes = pool_bytes
+        self.idle_seconds = 0.0
         self.corrections: dict[str, Correction] = {}
         self._memory = ModelledMemory()
         self._recorder = Recorder(self._memory)
