@@ -21,7 +21,11 @@ from wiredactors.scheduling.requests import (
 
 
 class Model:
-    """A model that jobs run on. Made by `Runtime.load`.
+    """A model that jobs run on. Made by `Runtime.add` and `Runtime.load`.
+
+    A request for it waits until it is in memory. What is read off the loaded model (`weight_bytes`,
+    `context_length`, `correction`, `prediction_error`, `ticket_size`, `count_tokens`) raises
+    `ModelNotLoaded` while it is not ready; `load` makes it so.
 
     Attributes:
         name: its name in the runtime.
@@ -77,15 +81,18 @@ class Model:
 
     @property
     def keep_alive(self) -> float | None:
-        """Seconds after its last use for which it stays; None: until others need the room."""
+        """Seconds after its last use for which it stays at most; None: until others need room."""
         return self._service.keep_alive
 
     def pin(self) -> None:
-        """Do not let it yield from now on. What can never fit beside it is refused."""
+        """Do not let it yield, or go by its `keep_alive`, from now on. It need not be there yet.
+
+        What can never fit beside it is refused, also what waits already (`TicketTooLarge`).
+        """
         self._service.pin(True)
 
     def unpin(self) -> None:
-        """Let it yield again when it is idle and others need the room."""
+        """Let it yield again when others need the room, and go by its `keep_alive`."""
         self._service.pin(False)
 
     async def load(self) -> None:
@@ -94,7 +101,8 @@ class Model:
         Raises:
             ModelLoadError, TicketTooLarge: it cannot be loaded, or never fits. The next attempt
                 comes after a back-off, from a second to a minute.
-            ModelNotLoaded, ManagerClosed: it is not served any more.
+            ModelNotLoaded: it was removed, or unloaded where `Runtime.load` had brought it.
+            ManagerClosed: the runtime has closed, or closes meanwhile.
         """
         await self._service.ready()
 
@@ -114,7 +122,8 @@ class Model:
         More than that where finished jobs took more than predicted; see `correction`.
 
         Raises:
-            PromptTooLong, ModelNotLoaded, ValueError: as `generate`.
+            ModelNotLoaded: the model is not in memory, or is about to leave it.
+            PromptTooLong, ValueError: as `generate`.
         """
         cache = CacheOptions(kv_bits=kv_bits, kv_group_size=kv_group_size, max_kv_size=max_kv_size)
         request = GenerationRequest(prompt=prompt, max_tokens=max_tokens, cache=cache)
@@ -124,7 +133,7 @@ class Model:
         """Tokens of a prompt as `generate` would encode it.
 
         Raises:
-            ModelNotLoaded: the model is not there, or is being unloaded.
+            ModelNotLoaded: the model is not in memory, or is about to leave it.
             ValueError: the prompt is empty.
         """
         return len(self._ready.loaded.encode(prompt))
@@ -155,9 +164,10 @@ class Model:
     ) -> Job:
         """Start one generation, which runs by itself until it ends or is cancelled.
 
-        It outlives the scope that starts it: `unload` waits for it, and closing the runtime
-        cancels it. It does not wait for admission here: a refusal is raised by the job, as a
-        failure is; see `Job`.
+        It outlives the scope that starts it: `unload` waits for it, and closing the runtime lets
+        it go on for `drain_seconds` and then cancels it. It waits here neither for the model, which
+        it has loaded where need be, nor for admission: a refusal is raised by the job, as a failure
+        is; see `Job`.
 
         Args:
             prompt: text, or chat messages ({"role": ..., "content": ...}).
@@ -175,8 +185,11 @@ class Model:
             ValueError: an argument is out of its range, the prompt is empty, or the model's own
                 cache cannot be kept so.
             PromptTooLong: the prompt alone fills the context.
-            ModelNotLoaded: the model is being unloaded.
-            And from the job: what `WiredMemoryTicket.start` raises, GenerationError.
+            ModelNotLoaded: it was removed, or unloaded where `Runtime.load` had brought it.
+            ManagerClosed: the runtime has closed.
+            And from the job: what `WiredMemoryTicket.start` raises, GenerationError; where the
+            model was not ready at the call, what `load` raises, and of the above what is wrong with
+            the prompt or the cache.
         """
         sampling = SamplingParameters(
             temperature=temperature,
@@ -230,8 +243,9 @@ class Model:
     ) -> WiredMemoryMeasurement:
         """Measure weights, cache and workspace by really running a prefill.
 
-        It holds a ticket for its caches while it runs, as a job does, and may wait for it. Jobs
-        under way wait for the device meanwhile. What the engine has kept is answered at once.
+        It loads the model where need be. It holds a ticket for its caches while it runs, as a job
+        does, and may wait for it. Jobs under way wait for the device meanwhile. What the engine has
+        kept is answered at once.
 
         Args:
             token_count: tokens of each row's prompt.
@@ -242,8 +256,8 @@ class Model:
         Raises:
             ValueError: an argument is out of its range.
             PromptTooLong: prompt and decoded tokens go beyond the context.
-            ModelNotLoaded: the model is being unloaded, or was before it had ended.
-            And what `WiredMemoryTicket.start` raises.
+            ModelNotLoaded: the runtime closed before it had ended.
+            And what `load` and `WiredMemoryTicket.start` raise.
         """
         work = await self._service.ready()
         if prefill_step_size is None:

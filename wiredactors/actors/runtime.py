@@ -52,14 +52,16 @@ class Runtime:
         """Register a model, which is loaded when it is first used, or by `Model.load`.
 
         When others need the room and it is idle it yields, the least recently used first, and is
-        loaded again at its next use. Whoever uses it meanwhile waits in order.
+        loaded again at its next use. One that never rests is asked to finish when others have
+        waited long; see `WiredMemoryConfiguration.turn_seconds`. Whoever uses it meanwhile waits in
+        order.
 
         Args:
             source: a GGUF file, a directory in Hugging Face layout, or a hub id.
             name: what to call it; left out, the last part of the source.
             pinned: once loaded it stays: it does not yield, and `keep_alive` means nothing.
-            keep_alive: seconds after its last use for which it stays in memory; None is until
-                others need the room.
+            keep_alive: seconds after its last use for which it stays in memory at most; None is
+                until others need the room.
             dtype, dequantize, prefill_step_size, max_batch_size: see `LoadOptions`.
             weight: the model's share of the device's time while several have work: one of 2.0
                 gets twice the time of one of 1.0.
@@ -101,7 +103,8 @@ class Runtime:
 
         Its reservation is admitted before anything is loaded, and may wait for memory. Once loaded
         it is as one of `add`: it yields when it is idle and others need the room, unless it is
-        pinned. What `add` has registered can be loaded ahead in the same words.
+        pinned. What `add` has registered can be loaded ahead in the same words; the options that
+        `add` was given count, and those given here mean nothing.
 
         Args:
             source, name, pinned, keep_alive, dtype, dequantize, prefill_step_size, max_batch_size,
@@ -109,6 +112,7 @@ class Runtime:
 
         Raises:
             ModelLoadError: it cannot be loaded, or the name is taken.
+            ModelNotLoaded: it was removed meanwhile.
             TicketTooLarge: it can never fit.
             ValueError: an option is out of its range.
             ManagerClosed: the runtime has closed, or closes meanwhile.
@@ -141,11 +145,11 @@ class Runtime:
         """Let a model go when the jobs under way have ended.
 
         One of `add` stays registered, and is loaded again when it is used again. One of `load`
-        takes no more jobs, and is forgotten. That goes on though waiting for it is cancelled; a
-        second call waits for it too.
+        takes no more jobs, and is forgotten, as by `remove`. That goes on though waiting for it is
+        cancelled; a second call waits for it too.
 
         Raises:
-            ModelNotLoaded: there is no model of that name in memory.
+            ModelNotLoaded: there is no model of that name, or one of `add` is not in memory.
             And what the engine raises where it cannot let it go.
         """
         service = self._services.get(name)
@@ -157,6 +161,8 @@ class Runtime:
     async def remove(self, name: str) -> None:
         """Unload a model, if it is loaded, and forget it. Those who wait for it are refused.
 
+        Jobs under way come to their end. It goes on though waiting for it is cancelled.
+
         Raises:
             ModelNotLoaded: there is no model of that name.
             And what the engine raises where it cannot let it go.
@@ -166,10 +172,11 @@ class Runtime:
     def explain(self, what: Model | Job) -> Explanation:
         """Why a model or a job waits; see `WiredMemoryManager.explain`.
 
-        Of a job whose model is not in memory it says what that waits for.
+        Of a job whose model is not in memory it says what that waits for. Of a model that waits
+        for no memory, `state` is its `ModelState`.
 
         Raises:
-            ModelNotLoaded: the model is not there any more.
+            ModelNotLoaded: the model is not registered any more.
         """
         name, job = (what.model, what) if isinstance(what, Job) else (what.name, None)
         service = self._services.get(name)

@@ -37,10 +37,10 @@ async def open_runtime(
 ) -> AsyncIterator[Runtime]:
     """Serve MLX models from this process, inside one memory budget.
 
-    Leaving it takes no more requests, waits up to `drain_seconds` for the jobs under way, cancels
-    what still runs, unloads every model, restores the baseline, and ends the device thread. If it
-    is left by an exception, or cancelled, also while it waits for jobs, that is cancelled at once.
-    An exception of the body leaves it bare.
+    Leaving it takes no more requests, waits up to `drain_seconds` for the jobs under way and those
+    that wait, cancels what is left, unloads every model, restores the baseline, and ends the device
+    thread. If it is left by an exception, or cancelled, also while it waits for jobs, these are
+    cancelled at once. An exception of the body leaves it bare.
 
     Args:
         policy: of the runtime's reservations and its jobs' own tickets; None is a sum under the
@@ -50,7 +50,7 @@ async def open_runtime(
         engine: who runs models; None is MLX.
         on_step: called on the trio thread with a `StepReport` after each step and load; what it
             raises ends the runtime.
-        drain_seconds: how long the jobs under way may go on when the body has ended.
+        drain_seconds: how long jobs may go on when the body has ended, in seconds from 0.
 
     Raises:
         ManagerAlreadyOpen: a manager is open in this process.

@@ -91,9 +91,9 @@ class WiredMemoryConfiguration:
         switches_per_minute: how often those who wait may make models go, at even distances: with
             60, one second after the last time at the earliest. Models that are asked together
             count as one.
-        turn_seconds: how long one must have waited, and a model that is in use have served, before
-            that is asked to finish for it, where it would never fit beside that. So long, and for
-            1 second at least, work on a model also goes before those who came after that.
+        turn_seconds: how long one must have waited, and a model that is in use have served (for 1
+            second at least), before that is asked to finish for it, where it would never fit
+            beside that.
         wired_mode: "policy" applies what the policies ask for, "off" never touches the limit,
             "fit" applies the baseline and exactly the bytes of all tickets.
         watch_seconds: how often the machine's free memory is read; what others take of it beyond

@@ -200,7 +200,8 @@ class Explanation:
     """Why a ticket waits. Sizes are bytes, times seconds.
 
     Attributes:
-        state: "running", "waiting", "growing" or "unknown".
+        state: "running", "waiting", "growing" or "unknown"; from `Runtime.explain`, of a model that
+            waits for no memory, its `ModelState`.
         since: when it was admitted, or began to wait.
         waited: how long it has waited.
         size: what it asks for.
