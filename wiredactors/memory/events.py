@@ -218,7 +218,8 @@ class Explanation:
         asked: reservations whose owners have been asked to yield what it lacks.
         limited_by: the parameter of the configuration for whose sake models that could yield are
             not asked yet: "switches_per_minute" or "turn_seconds"; None where none does.
-        limited_until: when that is over; None where that is not known, as one is loaded yet.
+        limited_until: when that is over; None where that is not known, as one is still
+            being loaded.
         would_yield: the ids of the models that would be asked then.
         needs_idle_bytes: bytes of reservations (idle models) that must be given up before it
             fits; 0 where it only waits for work to end and for caches to yield.

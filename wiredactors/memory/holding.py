@@ -23,7 +23,8 @@ class Holding:
         used_at: when a reclaimable or evictable one was last used.
         asked: its owner has been asked to give it up, and has not yet.
         in_use: an evictable one is in use.
-        served_since: since when an evictable one has served; None while its model is loaded yet.
+        served_since: since when an evictable one has served; None while its model is
+            still being loaded.
     """
 
     ticket_id: str

@@ -13,7 +13,8 @@ another's room bars it, all in the order of the ledger. For each of them:
 - Where it would not fit though all idle models had gone and all active work had ended, models in
   use are asked to finish, once it has waited `turn_seconds` and they have served as long; or at
   once where nothing runs on them and what waits for them stands behind it, as nothing would ever
-  end by itself then. Idle ones follow when that makes it fit. One that is loaded yet is not asked.
+  end by itself then. Idle ones follow when that makes it fit. One that is still being loaded is
+  not asked.
 - Where that is not enough either, it waits for reservations that nobody here can ask for: an event
   says how many bytes.
 - One whose own model has been asked to yield asks nobody: its turn comes with that again.

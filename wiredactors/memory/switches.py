@@ -14,7 +14,7 @@ SHORTEST_TURN_SECONDS = 1.0
 
 
 def turn_ends_at(model: Holding, turn_seconds: float) -> float:
-    """When a model has had its turn, in seconds on the clock: never while it is loaded yet."""
+    """When a model has had its turn, in seconds on the clock: never while it is being loaded."""
     if model.served_since is None:
         return math.inf
     return model.served_since + max(turn_seconds, SHORTEST_TURN_SECONDS)
