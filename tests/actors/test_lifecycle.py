@@ -150,7 +150,7 @@ async def test_remove_refuses_those_who_wait_and_lets_end_what_runs(
         assert not house.tickets.keys() & LIVES.keys()
         if job is not None and fate != "refused":
             assert (await job.wait()).finish_reason == fate
-        with pytest.raises(wa.ModelNotLoaded, match="no model named 'm'"):
+        with pytest.raises(wa.ModelNotLoaded, match="there is no model 'm'"):
             await runtime.remove("m")
         runtime.add("other", "m")  # the name is free
 

@@ -108,8 +108,9 @@ async def test_a_quiet_point_is_made_before_each_write(
             async with model.generate("abc", 5) as job:
                 async for _ in job:
                     pass
-    assert order == ["quiet", "write"] * (len(order) // 2)
-    assert len(order) >= 4
+    writes = [place for place, what in enumerate(order) if what == "write"]
+    assert len(writes) >= 2
+    assert all(order[place - 1] == "quiet" for place in writes)  # an unload makes some, too
 
 
 async def test_mlx_lm_on_another_thread_is_reported_and_never_reaches_metal(

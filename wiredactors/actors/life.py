@@ -45,6 +45,7 @@ class Life:
         self._name = name
         self._note = note
         self._failures = 0  # in a row
+        self._failure = ""  # the last one, in words
 
     @property
     def on_request(self) -> OnRequest:
@@ -60,7 +61,7 @@ class Life:
     def in_words(self) -> str:
         """What it waits for, or does."""
         if self.state is ModelState.FAILED:
-            return f"it has failed, and is not tried again before {self.retry_at:.1f} s"
+            return f"it is not tried again before {self.retry_at:.1f} s; it failed: {self._failure}"
         return _WORDS[self.state]
 
     def move(self, event: ModelEvent) -> None:
@@ -75,8 +76,8 @@ class Life:
         self.move(ModelEvent.FAILED)
         self._failures += 1
         self.retry_at = trio.current_time() + back_off(self._failures)
-        in_words = str(error) if isinstance(error, WiredMemoryError) else repr(error)
-        self.tell(EventKind.MODEL_FAILED, error=in_words, retry_at=self.retry_at)
+        self._failure = str(error) if isinstance(error, WiredMemoryError) else repr(error)
+        self.tell(EventKind.MODEL_FAILED, error=self._failure, retry_at=self.retry_at)
 
     def tell(
         self, kind: EventKind, *, size: int | None = None, error: str | None = None, **details: Any

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
+import attrs
+
 from wiredactors.actors.block import block_round
 from wiredactors.actors.job import Job
 from wiredactors.actors.service import Service
@@ -259,18 +261,18 @@ class Model:
             ModelNotLoaded: the runtime closed before it had ended.
             And what `load` and `WiredMemoryTicket.start` raise.
         """
-        work = await self._service.ready()
-        if prefill_step_size is None:
-            prefill_step_size = work.prefill_step_size
-        parameters = TuneParameters(
+        parameters = TuneParameters(  # checked before anything is loaded for them
             token_count=token_count,
-            prefill_step_size=prefill_step_size,
+            prefill_step_size=1 if prefill_step_size is None else prefill_step_size,
             batch_size=batch_size,
             kv_bits=kv_bits,
             kv_group_size=kv_group_size,
             max_kv_size=max_kv_size,
             decode_tokens=decode_tokens,
         )
+        work = await self._service.ready()
+        if prefill_step_size is None:
+            parameters = attrs.evolve(parameters, prefill_step_size=work.prefill_step_size)
         return await work.measure(parameters, remeasure=remeasure)
 
     @property

@@ -103,15 +103,15 @@ class Runtime:
 
         Its reservation is admitted before anything is loaded, and may wait for memory. Once loaded
         it is as one of `add`: it yields when it is idle and others need the room, unless it is
-        pinned. What `add` has registered can be loaded ahead in the same words; the options that
-        `add` was given count, and those given here mean nothing.
+        pinned. What `add` has registered can be loaded ahead in the same words, with the options
+        that `add` was given or with none.
 
         Args:
             source, name, pinned, keep_alive, dtype, dequantize, prefill_step_size, max_batch_size,
                 weight, margin: see `add`.
 
         Raises:
-            ModelLoadError: it cannot be loaded, or the name is taken.
+            ModelLoadError: it cannot be loaded, the name is taken, or `add` was given others.
             ModelNotLoaded: it was removed meanwhile.
             TicketTooLarge: it can never fit.
             ValueError: an option is out of its range.
@@ -129,6 +129,7 @@ class Runtime:
         name = _name_of(source) if name is None else name
         there = self._services.get(name)
         if there is not None and there.lasting and there.source == str(source):
+            there.check_alike(options, stay)
             await there.ready()
             return self._models[name]
         service = self._register(source, name, options, stay, lasting=False)
@@ -169,7 +170,7 @@ class Runtime:
         """
         await self._forget(name, self._services.get(name))
 
-    def explain(self, what: Model | Job) -> Explanation:
+    def explain(self, what: Model | Job | str) -> Explanation:
         """Why a model or a job waits; see `WiredMemoryManager.explain`.
 
         Of a job whose model is not in memory it says what that waits for. Of a model that waits
@@ -178,15 +179,27 @@ class Runtime:
         Raises:
             ModelNotLoaded: the model is not registered any more.
         """
-        name, job = (what.model, what) if isinstance(what, Job) else (what.name, None)
+        job = what if isinstance(what, Job) else None
+        match what:
+            case Job():
+                name = what.model
+            case Model():
+                name = what.name
+            case str():
+                name = what
+            case _:
+                raise TypeError(f"explain takes a model, its name, or a job, not {what!r}")
         service = self._services.get(name)
         if service is None:
-            raise ModelNotLoaded(f"there is no model {name!r}: {sorted(self._models)} are")
+            raise self._unknown(name)
         return service.explain(job)
+
+    def _unknown(self, name: str) -> ModelNotLoaded:
+        return ModelNotLoaded(f"there is no model {name!r}: there are {sorted(self._models)}")
 
     async def _forget(self, name: str, service: Service | None) -> None:
         if service is None or (name not in self._models and service.refusal is None):
-            raise ModelNotLoaded(f"no model named {name!r} is loaded: {sorted(self._models)} are")
+            raise self._unknown(name)
         if self._models.pop(name, None) is not None:
             parting = f"model {name!r} is being unloaded: it takes no more jobs"
             service.part(ModelNotLoaded(parting), cancel_jobs=False)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import attrs
 import trio
 
+from wiredactors.actors.errors import likeness
 from wiredactors.actors.job import Job
 from wiredactors.actors.life import Life
-from wiredactors.actors.line import Caller, Line, likeness
+from wiredactors.actors.line import Caller, Line
 from wiredactors.actors.stay import Host, Stay
 from wiredactors.actors.work import Work
-from wiredactors.memory.errors import ManagerClosed, ModelNotLoaded
+from wiredactors.memory.errors import ManagerClosed, ModelLoadError, ModelNotLoaded
 from wiredactors.memory.events import Explanation
 from wiredactors.memory.tickets import WiredMemoryTicket
 from wiredactors.scheduling.lifecycle import ModelState, OnRequest
@@ -64,6 +65,11 @@ class Service:
     # -- requests
 
     @property
+    def serves(self) -> bool:
+        """Whether a request that comes now runs at once."""
+        return self._life.on_request is OnRequest.RUNS
+
+    @property
     def work(self) -> Work:
         """Its jobs and measurements.
 
@@ -71,7 +77,7 @@ class Service:
             ModelNotLoaded: it is not in memory, or must go.
         """
         work = None if self._stay is None else self._stay.work
-        if work is not None and self._life.on_request is OnRequest.RUNS:
+        if work is not None and self.serves:
             return work
         self._check_open()
         raise ModelNotLoaded(
@@ -95,8 +101,7 @@ class Service:
                 "that would not keep the limit raised while it runs"
             )
         job_id = self._host.new_id("job")
-        runs = self._life.on_request is OnRequest.RUNS
-        row = self.work.row(job_id, request) if runs else None
+        row = self.work.row(job_id, request) if self.serves else None
         job = Job(
             job_id,
             self._new_arrival(),
@@ -127,16 +132,17 @@ class Service:
         Raises:
             What it failed of, if it fails.
         """
-        while True:
-            self._check_open()
-            if self._life.on_request is OnRequest.RUNS:
-                return self.work
+        self._check_open()
+        while not self.serves:
             caller = Caller(self._new_arrival())
             self._line.join(caller)
             try:
                 await caller.wait()
             finally:
                 self._withdraw(caller)
+            if self.refusal is not None and not self.serves:
+                raise likeness(self.refusal)
+        return self.work
 
     def _withdraw(self, waiting: Job | Caller) -> None:
         """Somebody leaves the line, and the load stops if nobody else stands in it."""
@@ -156,6 +162,18 @@ class Service:
 
     # -- from outside
 
+    def check_alike(self, options: LoadOptions, stay: StayOptions) -> None:
+        """See that it was registered with these, where they are not the defaults.
+
+        Raises:
+            ModelLoadError: it was not.
+        """
+        own = StayOptions(pinned=self.pinned, keep_alive=self.keep_alive)
+        if options not in (LoadOptions(), self._options) or stay not in (StayOptions(), own):
+            raise ModelLoadError(
+                f"model {self.name!r} is registered with other options: load it without any"
+            )
+
     def explain(self, job: Job | None = None) -> Explanation:
         """Why the model waits, or one of its jobs does."""
         manager = self._host.manager
@@ -172,6 +190,10 @@ class Service:
             found,
             ticket_id=job.ticket.id,
             state="waiting",
+            since=job.since,
+            waited=trio.current_time() - job.since,
+            size=None,
+            overtake_at=None,
             reason=f"it waits for model {self.name!r}, which is {self.state}: {found.reason}",
         )
 
@@ -231,7 +253,7 @@ class Service:
             self.part(self.refusal or closed, cancel_jobs=True)
             if isinstance(self.refusal, ModelNotLoaded):
                 self.refusal = ModelNotLoaded(
-                    f"model {self.name!r} is not loaded any more: load it again"
+                    f"model {self.name!r} is not loaded any more: add or load it again"
                 )
             self.parted.set()
 
@@ -268,7 +290,7 @@ class Service:
             )
         finally:
             self._stay = None
-        error, stay.error = stay.error, None  # see `Request.raise_refusal`
+        error, stay.error = stay.error, None  # what is kept there keeps frames
         if error is None:
             return
         if stay.was_ready:

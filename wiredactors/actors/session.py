@@ -56,6 +56,8 @@ async def open_runtime(
         ManagerAlreadyOpen: a manager is open in this process.
         MLXNotInstalled: MLX cannot be imported; the message names what to install.
     """
+    if isinstance(drain_seconds, bool) or not drain_seconds >= 0:
+        raise ValueError(f"drain_seconds must be a number of seconds from 0, not {drain_seconds!r}")
     policy = WiredSumPolicy() if policy is None else policy
     engine = MlxEngine() if engine is None else engine
     granted = _Granted()

@@ -9,6 +9,13 @@ from wiredactors.actors.runtime import Runtime
 from wiredactors.memory.events import EventKind, WiredMemoryEvent
 from wiredactors.memory.units import format_bytes
 
+#: Why a model goes, where that is news.
+_WHY = {
+    "pressure": "since others need the room",
+    "keep_alive": "since nobody has used it for long enough",
+    "unload": "since it was told to go",
+}
+
 
 class PlainView:
     """Prints a line for each thing that a person would want to know."""
@@ -44,8 +51,10 @@ class PlainView:
                 return f"model {event.model}: ready, weights hold {size}"
             case EventKind.MODEL_FAILED:
                 return f"model {event.model}: failed: {event.error}"
-            case EventKind.MODEL_DRAINING if numbers["reason"] != "close":
-                return f"model {event.model}: takes no more work ({numbers['reason']})"
+            case EventKind.MODEL_DRAINING if numbers["reason"] in _WHY:
+                return f"model {event.model}: takes no more work, {_WHY[numbers['reason']]}"
+            case EventKind.JOB_QUEUED if "prompt_tokens" not in numbers:
+                return f"{event.job} waits for model {event.model}"
             case EventKind.MODEL_UNLOADED:
                 return f"model {event.model}: unloaded"
             case EventKind.ADMISSION_WAIT:

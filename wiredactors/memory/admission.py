@@ -244,13 +244,17 @@ class Admission:
                 barriers.keep(kept, _ALWAYS, lane.head)
         heads = [lane.head for lane in self.queue.lanes if self._passed_enough(lane, now)]
         for head in sorted(heads, key=lambda head: head.key):
-            if head.key < barriers.of(head.holding.group) and not (
-                self.goes_with_its_model(head) or self._needs_busy_models(head)
-            ):
+            if head.key < barriers.of(head.holding.group) and self.has_use_for_room(head):
                 what = self._competes_for(head)
                 if what is not None:
                     barriers.keep(what, head.key, head)
         return barriers
+
+    def has_use_for_room(self, waiter: Waiter) -> bool:
+        """Whether room that is kept for it would bring it in: not before a model in use has gone
+        that must go for it and is not asked yet, nor where its own model goes.
+        """
+        return not (self.goes_with_its_model(waiter) or self._needs_busy_models(waiter))
 
     def _needs_busy_models(self, waiter: Waiter) -> bool:
         return Plans(self._book).needs_busy_models(waiter)

@@ -214,7 +214,8 @@ class Explanation:
         kept_for: the ticket that room is kept for, where that is what blocks it.
         passed: how often a later one that competes with it went first.
         overtake_count: how often it may be, before room is kept for it.
-        overtake_at: and when it will have waited so long that room is kept for it anyway.
+        overtake_at: and when it will have waited so long that room is kept for it anyway; None
+            where none is, as a model in use must go first.
         asked: reservations whose owners have been asked to yield what it lacks.
         limited_by: the parameter of the configuration for whose sake models that could yield are
             not asked yet: "switches_per_minute" or "turn_seconds"; None where none does.

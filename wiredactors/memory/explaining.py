@@ -137,7 +137,9 @@ def _explain_waiter(
         kept_for=None if kept_for is None else kept_for.ticket_id,
         passed=waiter.passed,
         overtake_count=None if waiter.grows else admission.overtake_count,
-        overtake_at=None if waiter.grows else waiter.since + admission.overtake_seconds,
+        overtake_at=waiter.since + admission.overtake_seconds
+        if not waiter.grows and admission.has_use_for_room(waiter)
+        else None,
         asked=tuple(_asked_of_use(book, waiter)),
         needs_idle_bytes=needs_idle_bytes(book, waiter),
         limited_by=outlook.limited_by,
@@ -300,6 +302,9 @@ def _order(found: Explanation, admission: Admission, waiter: Waiter) -> Iterator
         yield f"{before} wait{'s' if before == 1 else ''} before it"
     # Only the first of a lane keeps room, and not while another's bars it.
     if found.kept_for is None and waiter.lane is not None and waiter.lane.head is waiter:
+        if found.overtake_at is None:
+            yield "no room is kept for it before a model has gone"
+            return
         count, seconds = admission.overtake_count, admission.overtake_seconds
         if found.passed >= count or found.waited >= seconds:
             yield "its room is kept"
