@@ -42,7 +42,7 @@ class Ticket:
     evictable: bool = False
     in_use: bool = False
     asked: bool = False  # which the rules are told: they do not decide it
-    made_go: set[str] = attrs.field(factory=set)  # those asked for it while it waits, as told
+    made_go: set[str] = attrs.field(factory=set)  # models asked for it while it waits, as told
     served_since: float | None = None
     share: Share | None = None
 
@@ -319,8 +319,10 @@ class Naive:
 
     def ask(self, ticket_id: str, for_id: str) -> None:
         """The owner of a live one has been asked for it, for one that waits."""
-        _find(self._live, ticket_id).asked = True
-        _find([*self._growers, *self._queue], for_id).made_go.add(ticket_id)
+        asked = _find(self._live, ticket_id)
+        asked.asked = True
+        if asked.evictable:
+            _find([*self._growers, *self._queue], for_id).made_go.add(ticket_id)
 
     def pin(self, ticket_id: str, pinned: bool, now: float) -> list[Decision]:
         """A ticket comes to stay, or may go away again."""

@@ -1146,6 +1146,20 @@ class TestExplain:
         )
         assert "until their owners end them" not in why.reason
 
+    def test_of_room_that_is_not_kept_it_says_so(self, driver):
+        d = driver(ceiling=100, overtake_seconds=5.0)
+        model(d, "a", 60, idle=False)
+        model(d, "load", 50, idle=False)
+        d.advance(10)
+        why = explain(d, "load")
+        assert why.overtake_at is None
+        assert "no room is kept for it before a model has gone" in why.reason
+        assert "its room is kept" not in why.reason
+        d.advance(20)
+        assert d.asked == ["a"]
+        assert explain(d, "load").overtake_at == 6.0
+        assert "its room is kept" in explain(d, "load").reason
+
     def test_one_that_was_asked_is_named_as_asked(self, driver):
         d = driver(ceiling=100)
         model(d, "weights/a", 60)
