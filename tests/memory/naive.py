@@ -531,20 +531,26 @@ class Naive:
         stays = [
             attrs.evolve(other, size=self._floor(other, ticket))
             for other in self._live
-            if other is not ticket and (other.pinned or other.id in ticket.requires)
+            if other is not ticket and self._stays_beside(other, ticket)
         ]
         return self._lacks_beside(stays, ticket, self.ceiling) is not None
 
+    def _stays_beside(self, other: Ticket, ticket: Ticket) -> bool:
+        """Whether a live one cannot go away for the ticket: it is pinned, or this or a pinned one
+        stands on it."""
+        stand = [ticket, *(t for t in self._live if t.pinned)]
+        return other.pinned or any(other.id in each.requires for each in stand)
+
     def _floor(self, shared: Ticket, ticket: Ticket) -> int:
         """What is left of a live one beside a ticket, if of those who share it none may stay but
-        the pinned and the required."""
+        the pinned and what is required."""
         all_sharers = [t for t in [*self._live, *self._queue, ticket] if t.share]
         all_sharers = [t for t in all_sharers if t.share and t.share.ticket_id == shared.id]
         if not all_sharers and shared.id not in self._shared:
             return shared.size
         live = [t for t in self._live if t in all_sharers]
         margins = sum(t.share.margin for t in live if t.share)
-        stay = [t for t in live if t.pinned or t.id in ticket.requires or t is ticket]
+        stay = [t for t in live if t is ticket or self._stays_beside(t, ticket)]
         sizes = [t.share.size for t in {*stay, ticket} if t.share and t in all_sharers]
         held_once = max(0, shared.size - margins - self._due.get(shared.id, 0))
         largest = min(held_once, max(sizes, default=0))

@@ -1076,6 +1076,27 @@ class TestNeverFits:
         assert too_large.error.pinned_bytes == 10 + 20 + 3
         assert too_large.error.largest_possible == 67
 
+    def test_what_pinned_ones_stand_on_stays_too(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("pinned", 40, 20, 3, pinned=True)
+        world.load("big", 5, 30, 2)
+        too_large = d.start("job", 38)
+        assert isinstance(too_large.error, TicketTooLarge)
+        assert too_large.error.pinned_bytes == 40 + 20 + 3
+        assert too_large.error.largest_possible == 37
+        assert d.start("largest", 37).error is None
+
+    def test_one_that_waits_is_refused_when_what_a_pinned_one_stands_on_grows(self, driver):
+        d = driver(ceiling=100)
+        d.reserve("under", 10)
+        d.reserve("pinned", 30, pinned=True, requires=("under",))
+        d.start("work", 50)
+        waits = d.start("waits", 60)
+        assert not waits.answered
+        d.resize("under", 11)
+        assert isinstance(waits.error, TicketTooLarge)
+
     def test_its_own_part_counts_as_far_as_the_workspace_has_it_already(self, driver):
         d = driver(ceiling=100)
         world = World(d)

@@ -117,7 +117,8 @@ class Admission:
         """The same of one ticket, if it does: by being pinned, or by what stands on it."""
         ticket_id = holding.ticket_id
         required = ticket_id in self.queue.required or ticket_id in self.growers.required
-        self._in_doubt = self._in_doubt or holding.pinned or required
+        stays = holding.pinned or ticket_id in self._book.under_pinned()
+        self._in_doubt = self._in_doubt or stays or required
 
     def decisions(self, now: float) -> Iterator[Decision]:
         """Whom to let in and whom to refuse, one by one.

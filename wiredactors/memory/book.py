@@ -8,6 +8,7 @@ policy's cap bounds is its own business (`can_admit`).
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from wiredactors.memory.errors import PolicyConflict, PolicyError, TicketTooLarge
 from wiredactors.memory.group import Group, GroupKey, shown
@@ -151,6 +152,10 @@ class Book:
         else:
             del self._pinned[holding.ticket_id]
 
+    def under_pinned(self) -> Iterator[str]:
+        """The ids of what pinned tickets stand on, which stays as they do."""
+        return (ticket_id for pinned in self._pinned.values() for ticket_id in pinned.requires)
+
     def _keep_or_drop(self, group: Group) -> None:
         if group.sizes.length or group.waiting:
             self.groups[group.key] = group
@@ -243,12 +248,12 @@ class Book:
     def check_possible(self, holding: Holding, size: int) -> None:
         """See that it could have `size` if only what cannot go away were left.
 
-        That is: pinned tickets, those that it stands on, and of a reservation that it shares with
-        others what these and it want of that. Raises TicketTooLarge, PolicyError.
+        That is: pinned tickets, those that these and it stand on, and of a reservation that is
+        shared what those that stay and it want of that. Raises TicketTooLarge, PolicyError.
         """
         group = holding.group
-        required = {id: self.holdings[id] for id in holding.requires if id in self.holdings}
-        stays = required | self._pinned
+        under = {*holding.requires, *self.under_pinned()}
+        stays = {id: self.holdings[id] for id in under if id in self.holdings} | self._pinned
         kept = {
             other: self.shares.floor(other, stays, holding)
             for other in stays.values()
