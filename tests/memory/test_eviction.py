@@ -1244,6 +1244,34 @@ class TestDryRun:
         found = self.ask(d, 81, share=Share(world.workspace, 5))
         assert found.would_yield == ("big",), "once the work has ended"
 
+    def test_what_they_share_may_have_to_go_with_them(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("a", 30, 40, idle=False)
+        world.ask("waits", 50, 40)
+        (found,) = dry_run(d.ledger, [(95, SUM)], d.now).tickets
+        assert found.would_yield == ("a", "workspace"), "one that waits keeps it up"
+
+    def test_what_a_pinned_one_stands_on_does_not_go(self, driver):
+        d = driver(ceiling=100)
+        world = World(d)
+        world.load("pinned", 10, 10, pinned=True)
+        world.load("a", 20, 40, idle=False)
+        world.ask("waits", 35, 40)
+        (found,) = dry_run(d.ledger, [(75, SUM)], d.now).tickets
+        assert (found.outcome, found.would_yield) == ("waits", ())
+
+    def test_models_go_for_what_shrinks_in_the_group_that_is_full(self, driver):
+        d = driver(ceiling=100)
+        workspace = WiredMemoryTicket(0, OTHER, "reservation", id="workspace")
+        full = WiredSumPolicy(cap=50)
+        d.reserve("workspace", 20, full)
+        for name in ("a", "b"):
+            model(d, name, 20, policy=OTHER, share=Share(workspace, 20))
+        d.start("work", 30, full)
+        (found,) = dry_run(d.ledger, [(45, full)], d.now).tickets
+        assert found.would_yield == ("a", "b")
+
     def test_the_order_of_use_is_copied(self, driver):
         d = driver(ceiling=100)
         model(d, "a", 40)

@@ -143,6 +143,14 @@ class Book:
         """Whether any active ticket stands on it."""
         return ticket_id in self._work_on
 
+    def frees_in(self, holding: Holding, group: Group) -> bool:
+        """Whether any of what is free once it has gone is in `group`."""
+        if holding.group is group:
+            return True
+        share = holding.share
+        shared = None if share is None else self.holdings.get(share.ticket_id)
+        return shared is not None and shared.group is group
+
     def pin(self, holding: Holding, pinned: bool) -> None:
         """A live ticket comes to stay, and is not asked for any more; or may go away again."""
         holding.pinned = pinned

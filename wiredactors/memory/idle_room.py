@@ -30,10 +30,11 @@ class IdleRoom:
         reservations = book.reservations
         models = sorted(reservations.evictable.values(), key=lambda model: model.in_use)
         others = [h for h in book.holdings.values() if not (h.active or h.yields)]
+        under_pinned = set(book.under_pinned())
         idle = [
             holding
             for holding in (*reservations.reclaimable.values(), *models, *others)
-            if not holding.pinned
+            if not (holding.pinned or holding.ticket_id in under_pinned)
         ]
         newcomers = frozenset(asking)
         self._order = sorted(idle, key=lambda holding: holding.ticket_id in newcomers)
@@ -67,7 +68,7 @@ class IdleRoom:
     def _take_until_it_fits(self, waiter: Waiter) -> list[Holding]:
         book, holding = self._book, waiter.holding
         idle = [other for other in self._order if other.ticket_id not in holding.requires]
-        in_group = [other for other in idle if other.group is holding.group]
+        in_group = [other for other in idle if book.frees_in(other, holding.group)]
         taken: list[Holding] = []
         for what, candidates in (("group", in_group), ("ceiling", idle)):
             for other in candidates:
@@ -106,8 +107,9 @@ class IdleRoom:
             if ticket_id in book.holdings:
                 self._held_before.setdefault(ticket_id, book.holdings[ticket_id].size)
         for ticket_id, before in self._held_before.items():
-            shared = book.holdings[ticket_id]
-            book.resize(shared, min(before, book.shares.wanted(shared)))
+            shared = book.holdings.get(ticket_id)
+            if shared is not None:  # else it has been taken away itself
+                book.resize(shared, min(before, book.shares.wanted(shared)))
 
     def _blocked_by(self, waiter: Waiter) -> str | None:
         try:
