@@ -72,6 +72,34 @@ def test_nothing_happens_to_the_ledger(driver):
     assert d.running == ["b"]
 
 
+def test_lanes_are_copied_as_they_are(driver):
+    d = driver(ceiling=100)
+    d.start("running", 95, SUM)
+    d.advance(2)
+    for n in range(9):
+        d.start(f"w{n}", 50, SUM)
+    d.advance(1)
+    for name, since in (("x", 0.5), ("y", 0.25), ("z", 0.25)):
+        d.start(name, 40, SUM, since=since)
+    assert outcomes(would_admit(d, *[(3, SUM)] * 3)) == ["admitted", "waits", "waits"]
+    d.end("w8")  # after it the last of its lane has left: who may stand there is as before
+    d.start("v", 40, SUM, since=1.0)
+    scratch = _Scratch(d.ledger)
+    assert lanes_of(scratch) == lanes_of(d.ledger)
+    for ledger in (scratch, d.ledger):
+        late = m.Start(ticket("late", 30), object(), exclusive=True, since=2.5)
+        ledger.receive(late, d.now)
+    assert lanes_of(scratch) == lanes_of(d.ledger)
+
+
+def lanes_of(ledger: Any) -> Any:
+    """Those that wait in each, with their places and how often they were passed."""
+    return [
+        (lane.number, [(w.ticket_id, w.key, w.passed) for w in lane])
+        for lane in ledger._queue.lanes
+    ]
+
+
 def test_a_record_says_what_it_is_about(driver):
     d = driver(ceiling=100)
     (record,) = would_admit(d, ticket("t", 60, OTHER)).tickets

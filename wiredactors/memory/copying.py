@@ -9,7 +9,6 @@ from wiredactors.memory.book import Book
 from wiredactors.memory.group import Group
 from wiredactors.memory.holding import Holding
 from wiredactors.memory.lane import Waiter
-from wiredactors.memory.queue import WaitQueue
 
 
 def copy_tickets(book: Book, admission: Admission, *, into: tuple[Book, Admission]) -> None:
@@ -28,15 +27,19 @@ def copy_tickets(book: Book, admission: Admission, *, into: tuple[Book, Admissio
         new_book.reservations.used(new_book.holdings[ticket_id])
     for ticket_id in book.reservations.asked:
         new_book.reservations.ask(new_book.holdings[ticket_id])
-    for waiter in admission.queue:
-        copy = copies.of_waiter(waiter, copies.of(waiter.holding))
-        new_admission.queue.add(copy)
-        new_book.await_ticket(copy.holding)
-    for grower in admission.growers:
-        copy = copies.of_waiter(grower, new_book.holdings[grower.ticket_id])
-        new_admission.growers.add(copy)
+    new_admission.queue.copy_from(
+        admission.queue,
+        lambda waiter: copies.of_waiter(waiter, copies.of(waiter.holding)),
+        copies.of_group,
+    )
+    for waiter in new_admission.queue.by_id.values():
+        new_book.await_ticket(waiter.holding)
+    new_admission.growers.copy_from(
+        admission.growers,
+        lambda grower: copies.of_waiter(grower, new_book.holdings[grower.ticket_id]),
+        copies.of_group,
+    )
     new_book.shares.copy_past(book.shares)
-    _copy_passes(admission.queue, new_admission.queue)
 
 
 class _Copies:
@@ -46,17 +49,13 @@ class _Copies:
         self._groups: dict[Group, Group] = {}
 
     def of(self, holding: Holding) -> Holding:
-        group = self._groups.get(holding.group)
-        if group is None:
-            group = self._groups[holding.group] = holding.group.emptied()
+        group = self.of_group(holding.group)
         return attrs.evolve(holding, group=group, reply=object(), started_again=())
+
+    def of_group(self, group: Group) -> Group:
+        if group not in self._groups:
+            self._groups[group] = group.emptied()
+        return self._groups[group]
 
     def of_waiter(self, waiter: Waiter, holding: Holding) -> Waiter:
         return attrs.evolve(waiter, holding=holding, reply=object(), lane=None)
-
-
-def _copy_passes(queue: WaitQueue, new_queue: WaitQueue) -> None:
-    for lane in queue.lanes:
-        new_lane = new_queue.by_id[lane.head.ticket_id].lane
-        assert new_lane is not None
-        new_lane.copy_passes(lane)

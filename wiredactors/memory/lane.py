@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -168,6 +168,19 @@ class Lane:
                 passes[-1] += self._passes[slot]  # the head's slot is in use
         return passes
 
+    def copy(self, group: Group, copied: Callable[[Waiter], Waiter]) -> Lane:
+        """A lane of copies, of the copied group, each in its slot and passed as often."""
+        lane = Lane(group, self.priority, self.number)
+        lane.count = self.count
+        lane._width, lane._head, lane._end = self._width, self._head, self._end
+        lane._slots = [copied(s) if isinstance(s, Waiter) else s for s in self._slots]
+        lane._passes, lane._noted = list(self._passes), self._noted
+        lane._least = list(self._least)
+        for slot, waiter in enumerate(lane._slots):
+            if isinstance(waiter, Waiter):
+                waiter.lane, waiter.slot = lane, slot
+        return lane
+
     # -- passing
 
     def note_pass(self, key: Key) -> None:
@@ -176,11 +189,6 @@ class Lane:
         if slot >= self._head:
             self._passes[slot] += 1
             self._noted += 1
-
-    def copy_passes(self, other: Lane) -> None:
-        """Count as many passes for its waiters, just appended, as for those of `other`."""
-        self._passes = other._passes_in_use()
-        self._noted = sum(self._passes)
 
     @property
     def head_passed(self) -> int:

@@ -13,7 +13,7 @@ import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from wiredactors.memory.group import Group
 from wiredactors.memory.lane import Lane, Waiter
@@ -34,14 +34,15 @@ class WaitQueue:
         self._by_priority = by_priority
         self._lanes: dict[tuple[Group, int, int], Lane] = {}
         self.by_id: dict[str, Waiter] = {}
-        self._arrivals = itertools.count()
+        self._arrivals = 0
         self.required: Counter[str] = Counter()
 
     def add(self, waiter: Waiter) -> None:
         holding = waiter.holding
         priority = holding.priority if self._by_priority else 0
         ahead = priority * self.aging_seconds if priority else 0.0
-        waiter.key = (waiter.since - ahead, next(self._arrivals))
+        waiter.key = (waiter.since - ahead, self._arrivals)
+        self._arrivals += 1
         self._lane_for(waiter, priority).append(waiter)
         self.by_id[holding.ticket_id] = waiter
         for ticket_id in holding.requires:
@@ -69,6 +70,21 @@ class WaitQueue:
             self.required[ticket_id] -= 1
             if not self.required[ticket_id]:
                 del self.required[ticket_id]
+
+    def copy_from(
+        self,
+        other: WaitQueue,
+        copied: Callable[[Waiter], Waiter],
+        copied_group: Callable[[Group], Group],
+    ) -> None:
+        """Hold copies of all in `other`, in the same lanes and places, and go on from there."""
+        for lane in other.lanes:
+            new = lane.copy(copied_group(lane.group), copied)
+            self._lanes[new.group, new.priority, new.number] = new
+        copies = {waiter.ticket_id: waiter for lane in self.lanes for waiter in lane}
+        self.by_id = {ticket_id: copies[ticket_id] for ticket_id in other.by_id}
+        self._arrivals = other._arrivals
+        self.required = other.required.copy()
 
     @property
     def lanes(self) -> Collection[Lane]:
