@@ -692,3 +692,64 @@ async def test_explain_names_no_parameter_where_one_waits_for_work_only(
         await whole(job)
         await whole(other)
         assert house.evictions() == []
+
+
+# -- ours: those who wait for each other
+
+
+async def test_two_loads_that_want_of_the_workspace_do_not_wait_for_each_other(
+    autojump_clock: MockClock,
+) -> None:
+    """The first fits when the workspace has shrunk, which the second's wish holds up."""
+    shapes = {"a": (100, 100), "b": (440, 50), "c": (316, 100)}
+    models: Any = {
+        name: {"weight_bytes": weights * M, "workspace_bytes": workspace * M}
+        for name, (weights, workspace) in shapes.items()
+    }
+    house = House(500 * M, **models)
+    async with house.opened() as runtime:
+        await runtime.models["a"].load()
+        jobs = [house.start("a", 50)]
+        await trio.sleep(2)
+        for name in "bc":
+            jobs.append(house.start(name))
+            await trio.sleep(1)
+        with trio.fail_after(200):
+            for job in jobs:
+                await job.wait()
+
+
+async def test_a_measurement_without_memory_does_not_hold_up_a_model_that_must_go(
+    autojump_clock: MockClock,
+) -> None:
+    """It waits until the model comes again."""
+    house = House(TWO, b={"weight_bytes": 170 * M})
+    async with house.opened() as runtime, trio.open_nursery() as nursery:
+        model = runtime.models["a"]
+        await model.load()
+        measured = trio.Event()
+
+        async def tune() -> None:
+            await model.tune(token_count=3400)  # 140 MiB: all that is left beside the weights
+            measured.set()
+
+        work = house.start("a", 60)
+        await trio.sleep(1)
+        other = house.start("b")
+        await wait_all_tasks_blocked()
+        nursery.start_soon(tune)
+        with trio.fail_after(300):
+            for job in (work, other):
+                await job.wait()
+            await measured.wait()
+        assert house.loads("a") == 2
+
+
+async def test_jobs_that_waited_for_their_model_are_not_refused_because_many_did(
+    autojump_clock: MockClock,
+) -> None:
+    house = House(ONE, max_waiters=3)  # of which six run together
+    async with house.opened():
+        jobs = [house.start("a", 3) for _ in range(20)]
+        for job in jobs:
+            assert (await job.wait()).finish_reason == "length"

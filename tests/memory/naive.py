@@ -52,6 +52,11 @@ class Ticket:
         return self.policy.id, self.priority
 
     @property
+    def loading(self) -> bool:
+        """A model that does not serve yet."""
+        return self.evictable and self.served_since is None
+
+    @property
     def kept(self) -> bool:
         """Neither work nor a cache: what is left of itself when these have gone."""
         return self.kind != "active" and not self.reclaimable
@@ -422,12 +427,24 @@ class Naive:
                 ticket.size = ticket.wants
                 self._due.pop(ticket.id, None)
                 return [("grown", ticket.id)]
-        active = [ticket for ticket in self._live if ticket.kind == "active"]
-        growing = [ticket for ticket in self._growers if ticket.kind == "active"]
-        stuck = growing and len(growing) == len(active)  # none of them would ever end
-        if stuck and not any(self.fits_without(t.id, self.may_yield_to(t.id)) for t in growing):
-            return [self._refuse(growing[-1])]
+        busy = [ticket for ticket in self._live if ticket.kind == "active" or ticket.loading]
+        growing = [ticket for ticket in busy if ticket in self._growers]
+        stuck = growing and len(growing) == len(busy)  # none of them would ever end or serve
+        if stuck and not any(self._may_yet_grow(ticket) for ticket in growing):
+            return [self._refuse(max(growing, key=self._growers.index))]
         return []
+
+    def _may_yet_grow(self, ticket: Ticket) -> bool:
+        """Whether others can make room for it, though all work and all loads wait to grow."""
+        if ticket.asked:
+            return False
+        if self.fits_without(ticket.id, self.may_yield_to(ticket.id)):
+            return True
+        if any(other.kind == "active" for other in self._live):
+            return False
+        models = self._could_yield_to(ticket.id)
+        going = [t.id for t in models if t.evictable and (t.asked or not t.in_use or not t.loading)]
+        return self.fits_after_work(ticket.id, going)
 
     def _admit(self, now: float) -> list[Decision]:
         """Let in the first whom the order lets in."""
@@ -479,7 +496,7 @@ class Naive:
         models = [t for t in self._live if t.evictable]
         going = {t.id for t in models if t.asked and t.id not in ticket.requires}
         going |= set(self.idle_models(ticket.id))
-        return bool(models) and not self.fits_after_work(ticket.id, going)
+        return bool(models or ticket.evictable) and not self.fits_after_work(ticket.id, going)
 
     def _is_passed(self, other: Ticket, by: Ticket, barred: list[Ticket]) -> bool:
         """Whether `by`, which is about to come in, counts as passing `other`.

@@ -107,7 +107,7 @@ def test_a_cache_option_out_of_its_range_is_refused(wrong: dict[str, Any]) -> No
 def test_a_row_keeps_its_cache_as_the_model_does_unless_it_says_otherwise() -> None:
     assert row(10).cache.plain
     assert not CacheOptions(max_kv_size=5).plain
-    assert row(10, CacheOptions(kv_bits=8)).shortened(4).cache == CacheOptions(kv_bits=8)
+    assert row(10, CacheOptions(kv_bits=8)).cache == CacheOptions(kv_bits=8)
 
 
 @pytest.mark.parametrize("max_tokens", [0, -1, "5", True, 2.0, None])
@@ -116,10 +116,8 @@ def test_max_tokens_is_an_integer_from_one(max_tokens: Any) -> None:
         row(max_tokens)
 
 
-def test_a_request_is_cut_to_the_room_that_is_left() -> None:
+def test_a_row_is_as_long_as_its_prompt_and_all_that_it_may_add() -> None:
     assert row(10).total_tokens == 13
-    assert row(10).shortened(4).max_tokens == 4
-    assert row(10).shortened(40).max_tokens == 10
 
 
 PLAIN = CacheOptions()

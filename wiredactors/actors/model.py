@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import attrs
 from wiredactors.actors.block import block_round
 from wiredactors.actors.job import Job
 from wiredactors.actors.service import Service
-from wiredactors.actors.work import Work
+from wiredactors.actors.work import Postponed, Work
 from wiredactors.memory.measurement import TuneParameters, WiredMemoryMeasurement
 from wiredactors.memory.tickets import WiredMemoryTicket
 from wiredactors.scheduling.lifecycle import ModelState
@@ -46,6 +47,10 @@ class Model:
 
     def __repr__(self) -> str:
         return f"<Model {self.name}>"
+
+    def is_of(self, service: Service) -> bool:
+        """Whether it is this one, and not an older one of the same name."""
+        return self._service is service
 
     @property
     def weight_bytes(self) -> int:
@@ -270,10 +275,12 @@ class Model:
             max_kv_size=max_kv_size,
             decode_tokens=decode_tokens,
         )
-        work = await self._service.ready()
-        if prefill_step_size is None:
-            parameters = attrs.evolve(parameters, prefill_step_size=work.prefill_step_size)
-        return await work.measure(parameters, remeasure=remeasure)
+        while True:
+            work = await self._service.ready()
+            if prefill_step_size is None:
+                parameters = attrs.evolve(parameters, prefill_step_size=work.prefill_step_size)
+            with contextlib.suppress(Postponed):
+                return await work.measure(parameters, remeasure=remeasure)
 
     @property
     def _ready(self) -> Work:

@@ -192,6 +192,8 @@ class Runtime:
         service = self._services.get(name)
         if service is None:
             raise self._unknown(name)
+        if isinstance(what, Model) and not what.is_of(service):
+            raise ModelNotLoaded(f"this model {name!r} is gone, and another one has its name")
         return service.explain(job)
 
     def _unknown(self, name: str) -> ModelNotLoaded:
@@ -252,7 +254,8 @@ class Runtime:
             service.refusal = service.refusal or _closed(service.name)
         with trio.move_on_after(seconds):
             while jobs := [job for each in self._services.values() for job in each.jobs]:
-                await jobs[0].wait_ended()
+                for job in jobs:
+                    await job.wait_ended()
 
     def _close(self) -> None:
         """Cancel every job and load; the models then unload."""

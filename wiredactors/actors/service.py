@@ -300,7 +300,8 @@ class Service:
 
     def _open(self, work: Work) -> None:
         """It is ready: whoever stands in the line comes first."""
-        for waiting in self._line.take_all():
+        for waiting in self._line:
+            self._line.leave(waiting)  # one by one: whatever happens, the others are not lost
             if isinstance(waiting, Caller):
                 waiting.call()
                 continue

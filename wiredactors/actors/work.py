@@ -18,6 +18,10 @@ from wiredactors.memory.tickets import TicketManager, WiredMemoryTicket
 from wiredactors.scheduling.requests import GenerationRequest, LoadPlan, RowRequest
 
 
+class Postponed(Exception):
+    """What has no memory yet must wait until the model comes again."""
+
+
 class Work:
     """Makes a model's jobs, runs its measurements, and knows which are under way.
 
@@ -44,6 +48,7 @@ class Work:
         self.jobs: dict[Job, None] = {}
         self.loaded = loaded
         self._measurements: set[trio.CancelScope] = set()
+        self._asking: set[trio.CancelScope] = set()  # measurements that have no memory yet
         self._name = name
         self._policy = policy
         self._manager = manager
@@ -117,7 +122,12 @@ class Work:
     async def measure(
         self, parameters: TuneParameters, *, remeasure: bool
     ) -> WiredMemoryMeasurement:
-        """Run the model as `parameters` say; see `Model.tune`."""
+        """Run the model as `parameters` say; see `Model.tune`.
+
+        Raises:
+            Postponed: the model must go first.
+            And what `Model.tune` raises.
+        """
         tokens = parameters.token_count + parameters.decode_tokens
         if tokens > self.loaded.context_length:
             raise PromptTooLong(tokens, self.loaded.context_length)
@@ -129,11 +139,26 @@ class Work:
             # Its steps may be larger than those for which the workspace is held.
             more = max(0, predicted.workspace_bytes - self._plan.workspace_bytes)
             ticket = self._ticket(self._new_id("tune"), predicted.kv_bytes + more)
-            async with ticket.wired_limit():
+            await self._start(ticket)
+            try:
                 measurement = await self.loaded.tune(parameters, remeasure=remeasure)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await ticket.end()
         if measurement is None:
             raise ModelNotLoaded(f"model {self._name!r} was unloaded while it was measured")
         return measurement
+
+    async def _start(self, ticket: WiredMemoryTicket) -> None:
+        """Raises Postponed where the model must go before it is admitted."""
+        with trio.CancelScope() as asking:
+            self._asking.add(asking)
+            try:
+                await ticket.bind().start_ticket(ticket, exclusive=True)
+            finally:
+                self._asking.discard(asking)
+        if asking.cancelled_caught:
+            raise Postponed
 
     @contextlib.contextmanager
     def _measuring(self) -> Iterator[None]:
@@ -161,6 +186,8 @@ class Work:
         """Send back those who have no memory yet."""
         for job in self.jobs:
             job.postpone()
+        for asking in self._asking:
+            asking.cancel()
 
     async def wait_idle(self) -> None:
         """Wait until nothing is under way; its tickets have ended then."""

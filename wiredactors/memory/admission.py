@@ -9,8 +9,8 @@
   been asked to yield, and it goes with that.
 - A model that went for others does not come back before them: it has no more than their priority,
   and does not pass them.
-- If every active ticket waits to grow, none would ever end: the last to ask is refused, unless
-  reclaimable reservations can make room for one of them.
+- If every active ticket and every model that is being loaded waits to grow, none would ever end or
+  serve: the last to ask is refused, unless reservations can make room for one of them.
 - One that has become impossible (beside a new pinned ticket, over a baseline that was learned
   late) is refused and does not wait for nothing.
 
@@ -156,8 +156,20 @@ class Admission:
     def next_in_line(self, now: float) -> list[Waiter]:
         """Who could be the next to grow, or in its lane to come in, in the order of the ledger."""
         barriers = self._barriers(now)
-        heads = sorted((lane.head for lane in self.queue.lanes), key=lambda head: head.key)
+        heads = sorted(map(self._first_with_hope, self.queue.lanes), key=lambda head: head.key)
         return [*self.growers] + [h for h in heads if h.key <= barriers.of(h.holding.group)]
+
+    def _first_with_hope(self, lane: Lane) -> Waiter:
+        """The first of a lane, but for models that would not fit now whatever went.
+
+        Such a one waits for those behind it: what they want of the workspace keeps that up.
+        """
+        if self._book.reservations.evictable:
+            plans = Plans(self._book)
+            for waiter in lane:
+                if not (waiter.holding.evictable and plans.is_hopeless(waiter)):
+                    return waiter
+        return lane.head
 
     def keeps_room(self, waiter: Waiter, now: float) -> bool:
         """Whether what it competes for is kept free for it, the first in its lane or a grower."""
@@ -172,16 +184,33 @@ class Admission:
     def _stuck_grower(self) -> Decision | None:
         if len(self.growers) < self._book.active:
             return None
-        growing = [grower for grower in self.growers if grower.holding.active]
-        if not growing or len(growing) < self._book.active:
+        growing = [
+            grower for grower in self.growers if grower.holding.active or grower.holding.loading
+        ]
+        if not growing or len(growing) < self._book.active + self._loading():
             return None
-        if any(Plans(self._book).for_waiter(grower) for grower in growing):
+        if any(self._may_yet_grow(grower) for grower in growing):
             return None
         last = growing[-1]
         try:
             return last, self._book.too_large_now(last.holding, last.wants)
         except PolicyError as error:
             return last, error
+
+    def _loading(self) -> int:
+        """How many models are being loaded."""
+        return sum(model.loading for model in self._book.reservations.evictable.values())
+
+    def _may_yet_grow(self, grower: Waiter) -> bool:
+        """Whether others can make room for it, though all work and all loads wait to grow."""
+        plans = Plans(self._book)
+        if plans.for_waiter(grower) is not None:
+            return True
+        # Models in use go when their work has ended, if that does not wait to grow itself; and
+        # where there is no such work, what others of the machine use may be free again.
+        if self._book.active:
+            return False
+        return plans.after_work(grower, lambda model: not model.loading) is not None
 
     # -- those that wait to start
 

@@ -113,11 +113,12 @@ class Desk:
         if waiter.lane is None:  # it has had its answer
             return
         bound = self.max_waiters
-        if bound is not None and len(self._queue.by_id) > bound:
+        waited_before = waiter.since < self._journal.now  # for its model: it was let in then
+        if bound is not None and len(self._queue.by_id) > bound and not waited_before:
             self._fail_waiter(waiter, QueueFull(len(self._queue.by_id) - 1, bound))
             self.admit()  # it may have kept room free
         else:
-            more = {"since": waiter.since} if waiter.since < self._journal.now else {}
+            more = {"since": waiter.since} if waited_before else {}
             self._journal.emit_ticket(EventKind.ADMISSION_WAIT, waiter.holding, more=more)
 
     def _let_in(self, holding: Holding) -> None:

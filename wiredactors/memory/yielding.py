@@ -75,10 +75,15 @@ class Plans:
 
     def needs_busy_models(self, waiter: Waiter) -> bool:
         """Whether it would not fit though all active work, all that was asked, and all idle models
-        had gone."""
-        if not self._book.reservations.evictable:
+        had gone: it needs models in use to go, or others that wait to want less of what is shared.
+        """
+        if not (self._book.reservations.evictable or waiter.holding.evictable):
             return False
         return self.after_work(waiter, lambda model: False) is None
+
+    def is_hopeless(self, waiter: Waiter) -> bool:
+        """Whether it would not fit now though all active work and all models had gone."""
+        return self.after_work(waiter, lambda model: True) is None
 
     def take(self, waiter: Waiter, plan: Plan) -> None:
         """What goes by this plan later ones cannot count on."""
