@@ -605,6 +605,71 @@ class TestBusyModels:
         assert d.asked == ["a", "b"]
 
 
+class TestLoadsThatGrow:
+    """Models that turn out larger than planned while they are loaded."""
+
+    def test_of_loads_that_all_wait_to_grow_the_last_to_ask_is_refused(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 50, loaded=False)
+        model(d, "b", 50, loaded=False)
+        first, last = d.resize("a", 65), d.resize("b", 65)
+        assert not first.answered
+        assert isinstance(last.error, TicketTooLarge)
+        assert last.error.largest_possible == 50
+        d.end("b")
+        assert first.answer is not None
+
+    def test_none_is_while_another_is_being_loaded(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 50, loaded=False)
+        model(d, "b", 30, loaded=False)
+        model(d, "c", 20, loaded=False)
+        first, last = d.resize("a", 65), d.resize("b", 45)
+        assert not last.answered
+        d.use("c", in_use=True)
+        assert not last.answered, "c serves now, and goes when it has had its turn"
+        d.pin("c", True)
+        assert not first.answered
+        assert isinstance(last.error, TicketTooLarge)
+
+    def test_nor_while_work_goes_on(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 60, loaded=False)
+        d.start("work", 40)
+        grown = d.resize("a", 70)
+        assert not grown.answered
+        d.end("work")
+        assert grown.answer is not None
+
+    def test_nor_where_an_idle_model_makes_room(self, driver):
+        d = driver(ceiling=100)
+        model(d, "idle", 20)
+        model(d, "a", 80, loaded=False)
+        grown = d.resize("a", 90)
+        assert not grown.answered
+        assert d.asked == ["idle"]
+        d.end("idle")
+        assert grown.answer is not None
+
+    def test_a_load_and_a_job_that_wait_for_each_other(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 50, loaded=False)
+        d.start("job", 50)
+        first, last = d.resize("a", 60), d.resize("job", 60)
+        assert not first.answered
+        assert isinstance(last.error, TicketTooLarge)
+
+    def test_one_that_only_others_of_the_machine_keep_out_waits(self, driver):
+        d = driver(ceiling=100)
+        model(d, "a", 50, loaded=False)
+        d.ledger._book.excess = 45
+        grown = d.resize("a", 60)
+        assert not grown.answered
+        d.ledger._book.excess = 0
+        d.start("any", 1)
+        assert grown.answer is not None
+
+
 class TestServing:
     """The turn of a model counts from when it serves, not from when it came in."""
 

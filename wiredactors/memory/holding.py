@@ -50,6 +50,11 @@ class Holding:
         return self.kind == "active"
 
     @property
+    def loading(self) -> bool:
+        """Its model is still being loaded."""
+        return self.evictable and self.served_since is None
+
+    @property
     def yields(self) -> bool:
         """Its owner can be asked for it."""
         return self.reclaimable or self.evictable
