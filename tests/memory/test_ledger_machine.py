@@ -440,16 +440,21 @@ class LedgerMachine(Host):
 
     @invariant()
     def nobody_waits_for_nothing(self):
-        """An empty ledger has no waiters, and one active ticket at least can always end."""
+        """An empty ledger has no waiters, and one active ticket at least can always end, or one
+        model come to serve."""
         state = self.state
         if not state.tickets and not state.excess_bytes:
             assert state.waiters == ()
-        active = [ticket for ticket in state.tickets if ticket.kind == "active"]
-        growing = [ticket for ticket in active if ticket.wants_size is not None]
-        if self.settled and active and len(growing) == len(active):
+        naive = self.twin.naive
+        busy = [ticket for ticket in naive._live if ticket.kind == "active" or ticket.loading]
+        growing = [ticket for ticket in busy if ticket.id in dict(naive.growing)]
+        if self.settled and busy and len(growing) == len(busy):
             asked = any(ticket.asked for ticket in state.tickets)
-            about_to_shrink = bool(self.twin.naive._due)
-            assert asked or about_to_shrink or self.must_wait_to_switch()
+            about_to_shrink = bool(naive._due)
+            if not (asked or about_to_shrink or self.must_wait_to_switch()):
+                # Models in use have their turns, and others of the machine go.
+                assert all(ticket.kind != "active" for ticket in busy)
+                assert any(naive._may_yet_grow(ticket) for ticket in growing)
 
     def before_event(self, event: WiredMemoryEvent) -> None:
         """Those who are asked to yield make the room, the least recently used first."""
