@@ -141,7 +141,7 @@ class Plans:
                 if missing <= 0 and not blocked:
                     return plan
                 if self._may_go(holding, waiter) and (
-                    missing > 0 or self._frees_in(holding, waiter.holding.group)
+                    missing > 0 or self._book.frees_in(holding, waiter.holding.group)
                 ):
                     plan.add(holding)
                     gone.add(holding.ticket_id)
@@ -170,14 +170,6 @@ class Plans:
             and holding is not waiter.holding
             and holding.ticket_id not in waiter.holding.requires
         )
-
-    def _frees_in(self, holding: Holding, group: Group) -> bool:
-        """Whether any of what it frees is in `group`."""
-        if holding.group is group:
-            return True
-        share = holding.share
-        shared = None if share is None else self._book.holdings.get(share.ticket_id)
-        return shared is not None and shared.group is group
 
     def _shrink(self, ticket_id: str, waiter: Waiter, plan: Plan, gone: set[str]) -> int:
         """Add to the plan what a shared reservation gives back besides, with `gone` gone."""
