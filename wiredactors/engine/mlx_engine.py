@@ -61,10 +61,9 @@ _LEFT_TOLERANCE_BYTES = 4 * MIB
 #: or a cycle of another thread may hold it a moment longer.
 _LOOK_AGAIN_SECONDS = (0.05, 0.1, 0.2, 0.3, 0.35)
 
-
 #: Clients that get their answers in one step and ask again do so within a few milliseconds, also
-#: over HTTP. Measured with eight of them and two models that do not fit together: a third of the
-#: loads, and a third more tokens per second.
+#: over HTTP. Measured with eight of them, two models that do not fit together, and switches hardly
+#: bounded (600 a minute): with 10 ms the models were loaded 13 times instead of 37.
 IDLE_SECONDS = 0.02
 
 

@@ -217,17 +217,16 @@ class Pressure:
         ready = plans.after_work(waiter, lambda model: self._is_stalled(model, waiter))
         if ready is None:
             ready = plans.after_work(waiter, lambda model: asked_at(model) <= now)
-        if ready is None:
-            models = _in_use(whole)
-            until = max(map(asked_at, models))
-            later = self._later(waiter, "turn_seconds", self._turn_seconds, until, models)
-            busy = self._book.reservations.evictable.values()
-            soon = [at for model in busy if model.in_use and (at := asked_at(model)) > now]
-            first = min(soon, default=until)
-            return attrs.evolve(later, look_again=first if first < math.inf else None)
-        whole = ready
-        needed = needs_idle_bytes(self._book, waiter)
-        return self._switch(waiter, plans, whole, _in_use(whole), needed, now, switches)
+        if ready is not None:
+            needed = needs_idle_bytes(self._book, waiter)
+            return self._switch(waiter, plans, ready, _in_use(ready), needed, now, switches)
+        models = _in_use(whole)
+        until = max(map(asked_at, models))
+        later = self._later(waiter, "turn_seconds", self._turn_seconds, until, models)
+        busy = self._book.reservations.evictable.values()
+        soon = [at for model in busy if model.in_use and (at := asked_at(model)) > now]
+        first = min(soon, default=until)
+        return attrs.evolve(later, look_again=first if first < math.inf else None)
 
     def _is_stalled(self, model: Holding, waiter: Waiter) -> bool:
         """Whether nothing runs on a model in use, and its work waits behind `waiter`."""

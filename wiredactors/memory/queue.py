@@ -50,14 +50,12 @@ class WaitQueue:
 
     def _lane_for(self, waiter: Waiter, priority: int) -> Lane:
         """The first of its lanes at whose end it may stand."""
-        group = waiter.holding.group
-        for number in itertools.count():
-            lane = self._lanes.get((group, priority, number))
-            if lane is None:
-                lane = self._lanes[group, priority, number] = Lane(group, priority, number)
-            if lane.takes(waiter.key):
-                return lane
-        raise AssertionError
+        group, number = waiter.holding.group, 0
+        while (lane := self._lanes.get((group, priority, number))) and not lane.takes(waiter.key):
+            number += 1
+        if lane is None:
+            lane = self._lanes[group, priority, number] = Lane(group, priority, number)
+        return lane
 
     def remove(self, waiter: Waiter) -> None:
         lane = waiter.lane
