@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.memory import test_eviction as eviction
+from tests.memory import test_eviction_shares as shares
+from tests.memory import test_eviction_turns as turns
 from tests.memory.conftest import Driver
 from tests.memory.test_ledger_machine import LedgerMachine
 from wiredactors.memory.admission import Admission
@@ -518,7 +520,7 @@ RARE = [
     ),
     (
         what_others_share_is_held_against_all,
-        eviction.TestNeverFits.test_nor_against_a_job_of_one,
+        shares.TestNeverFits.test_nor_against_a_job_of_one,
     ),
     (
         a_model_that_was_used_keeps_its_place,
@@ -526,15 +528,15 @@ RARE = [
     ),
     (
         models_that_stall_each_other_wait_for_their_turn,
-        eviction.TestBusyModels.test_work_that_waits_behind_on_a_stalled_model_does_not_wedge,
+        turns.TestBusyModels.test_work_that_waits_behind_on_a_stalled_model_does_not_wedge,
     ),
     (
         what_models_share_does_not_shrink,
-        eviction.TestShares.test_what_the_workspace_shrinks_by_counts,
+        shares.TestShares.test_what_the_workspace_shrinks_by_counts,
     ),
     (
         room_is_kept_for_what_needs_models_in_use,
-        eviction.TestBusyModels.test_meanwhile_work_of_others_takes_the_room_that_is_free,
+        turns.TestBusyModels.test_meanwhile_work_of_others_takes_the_room_that_is_free,
     ),
     (
         the_most_recently_used_model_is_asked_first,
@@ -542,55 +544,55 @@ RARE = [
     ),
     (
         another_is_asked_while_one_drains,
-        eviction.TestBusyModels.test_while_one_drains_no_other_is_asked_for_the_same,
+        turns.TestBusyModels.test_while_one_drains_no_other_is_asked_for_the_same,
     ),
     (
         what_waited_elsewhere_waits_anew,
-        eviction.TestBusyModels.test_work_that_waited_for_its_model_stands_as_if_it_had_waited_here,
+        turns.TestBusyModels.test_work_that_waited_for_its_model_stands_as_if_it_had_waited_here,
     ),
     (
         what_is_due_counts_for_nothing,
-        eviction.TestShares.test_what_the_workspace_shrinks_by_counts,
+        shares.TestShares.test_what_the_workspace_shrinks_by_counts,
     ),
     (
         the_workspace_shrinks_for_each_plan_anew,
-        eviction.TestShares.test_the_second_plan_does_not_count_it_again,
+        shares.TestShares.test_the_second_plan_does_not_count_it_again,
     ),
     (
         a_turn_counts_from_the_start,
-        eviction.TestServing.test_one_that_is_loaded_yet_is_not_stalled,
+        turns.TestServing.test_one_that_is_loaded_yet_is_not_stalled,
     ),
     (
         a_turn_begins_with_each_work,
-        eviction.TestServing.test_work_that_follows_other_work_begins_no_turn,
+        turns.TestServing.test_work_that_follows_other_work_begins_no_turn,
     ),
     (
         a_touch_makes_it_serve,
-        eviction.TestServing.test_a_touch_does_not_make_it_serve,
+        turns.TestServing.test_a_touch_does_not_make_it_serve,
     ),
     (
         those_that_go_with_their_model_make_others_go,
-        eviction.TestThoseThatGoWithTheirModel.test_they_make_no_other_go,
+        turns.TestThoseThatGoWithTheirModel.test_they_make_no_other_go,
     ),
     (
         those_that_go_with_their_model_make_others_go,
-        eviction.TestThoseThatGoWithTheirModel.test_nothing_is_kept_for_them,
+        turns.TestThoseThatGoWithTheirModel.test_nothing_is_kept_for_them,
     ),
     (
         what_grows_on_a_model_that_drains_goes_with_it,
-        eviction.TestThoseThatGoWithTheirModel.test_what_runs_on_one_that_drains_and_wants_to_grow_has_its_room,
+        turns.TestThoseThatGoWithTheirModel.test_what_runs_on_one_that_drains_and_wants_to_grow_has_its_room,
     ),
     (
         a_model_comes_back_with_its_own_priority,
-        eviction.TestComingBack.test_it_stands_behind_those_it_went_for,
+        turns.TestComingBack.test_it_stands_behind_those_it_went_for,
     ),
     (
         a_model_passes_those_it_went_for,
-        eviction.TestComingBack.test_it_stands_behind_those_it_went_for,
+        turns.TestComingBack.test_it_stands_behind_those_it_went_for,
     ),
     (
         so_many_switches_are_allowed_at_once,
-        eviction.TestTheRate.test_they_keep_even_distances,
+        turns.TestTheRate.test_they_keep_even_distances,
     ),
 ]
 
