@@ -1,7 +1,7 @@
 """The timeline of a run, and its picture."""
 
 from wiredactors.memory.events import EventKind, WiredMemoryEvent
-from wiredactors.observe.chart import draw_timeline
+from wiredactors.observe.chart import draw_timeline, spans_to_draw
 from wiredactors.observe.timeline import Timeline
 from wiredactors.scheduling.requests import StepReport
 
@@ -100,6 +100,20 @@ def test_a_job_waits_from_its_call_on_though_its_ticket_asks_later_or_never():
         ("a", 1.0, 4.0, 5.0),
         ("b", 1.5, None, 2.0),
     ]
+
+
+def test_a_job_that_was_refused_at_once_has_no_row_in_the_picture_and_one_that_waited_has():
+    timeline = run_of_two_tickets()
+    for kind, now, ticket in [
+        (EventKind.JOB_QUEUED, 1.0, "at once"),
+        (EventKind.JOB_FAILED, 1.001, "at once"),
+        (EventKind.JOB_QUEUED, 2.0, "later"),
+        (EventKind.JOB_FAILED, 4.0, "later"),
+        (EventKind.JOB_QUEUED, 5.0, "waits"),
+    ]:
+        timeline.take(WiredMemoryEvent(kind=kind, sequence=0, timestamp=now, ticket_id=ticket))
+    drawn = [span.ticket_id for span in spans_to_draw(timeline, 5.0)]
+    assert drawn == ["w", "a", "later", "b", "waits"]
 
 
 def step(peak, granted):

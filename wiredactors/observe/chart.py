@@ -25,7 +25,7 @@ def draw_timeline(timeline: Timeline, path: Path, *, cap: int | None, title: str
     from matplotlib.figure import Figure
 
     start, end = _extent(timeline)
-    spans = sorted(timeline.spans, key=lambda span: (span.asked, span.ticket_id))
+    spans = spans_to_draw(timeline, end - start)
     rows = list(dict.fromkeys(span.ticket_id for span in spans))  # a model may come again
     figure = Figure(figsize=(11, 5.2 + 0.24 * len(rows)), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, max(1.0, 0.24 * len(rows))])
@@ -34,6 +34,21 @@ def draw_timeline(timeline: Timeline, path: Path, *, cap: int | None, title: str
     top.set_title(title, loc="left", color=_INK)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def spans_to_draw(timeline: Timeline, seconds: float) -> list[Span]:
+    """Those of which something can be seen in a picture of so many seconds, in order.
+
+    One that was refused as soon as it asked has no bar.
+    """
+    seen = [
+        span
+        for span in timeline.spans
+        if span.admitted is not None
+        or span.ended is None
+        or span.ended - span.asked > seconds / 1000
+    ]
+    return sorted(seen, key=lambda span: (span.asked, span.ticket_id))
 
 
 def _extent(timeline: Timeline) -> tuple[float, float]:
